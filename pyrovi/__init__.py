@@ -1,0 +1,38 @@
+"""pyrovi: variational inference on Pyro in one call.
+
+`fit` fits a model by SVI and gives a `Fit`; `compare` sets it beside the exact posterior; `report` writes a page about it.
+"""
+
+from pyrovi import data
+from pyrovi._compare import compare
+from pyrovi._fit import Step, fit
+from pyrovi._report import report
+from pyrovi.catalog import Recipe, recipe, recipes
+from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError
+from pyrovi.exact import ExactPosterior
+from pyrovi.result import Estimate, Fit, Status
+from pyrovi.runs import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "Estimate",
+    "ExactPosterior",
+    "Fit",
+    "GuideError",
+    "ModelError",
+    "PyroviError",
+    "Recipe",
+    "RunFolderError",
+    "SettingsError",
+    "Status",
+    "Step",
+    "compare",
+    "data",
+    "fit",
+    "load",
+    "recipe",
+    "recipes",
+    "report",
+]

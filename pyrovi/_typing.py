@@ -1,0 +1,22 @@
+"""The shapes of the things that users hand over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+Model: TypeAlias = Callable[..., Any]
+"""A Pyro program: a function, a `PyroModule` or an `nn.Module`, called with the data as keyword arguments."""
+
+Guide: TypeAlias = Callable[..., Any]
+"""A Pyro program that samples every latent site of a model, called with the same keyword arguments."""
+
+Data: TypeAlias = Mapping[str, Any]
+"""Argument name to NumPy array, tensor, DataFrame, xarray array or plain Python value."""
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+
+Path: TypeAlias = str | os.PathLike[str]

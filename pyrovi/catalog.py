@@ -1,0 +1,118 @@
+"""The one table of recipes: document, model, guide, data, exact posterior, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pyrovi._fit import fit
+from pyrovi._typing import Guide, Model
+from pyrovi.errors import SettingsError, nearest
+from pyrovi.exact import ExactPosterior
+from pyrovi.guides import gamma_poisson as gamma_poisson_guide
+from pyrovi.guides import linear_regression as linear_regression_guide
+from pyrovi.guides import normal_mean as normal_mean_guide
+from pyrovi.models import gamma_poisson, linear_regression, normal_mean
+from pyrovi.result import Fit
+
+__all__ = ["Recipe", "recipe", "recipes"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A document's model, with what is needed to run it as the document does.
+
+    Attributes:
+        name: What to call it by.
+        title: A line about it.
+        document: Where it comes from.
+        model: The Pyro model.
+        guide: The handwritten guide.
+        load: Its data; takes the options that its docstring says.
+        exact: From the data to the exact posterior; None where there is none.
+        settings: The document's, for `pyrovi.fit`.
+        dims: Names for the axes of its variables, beyond the plates.
+        coords: Labels for axes.
+    """
+
+    name: str
+    title: str
+    document: str
+    model: Model
+    guide: Guide
+    load: Callable[..., dict[str, Any]]
+    exact: Callable[..., ExactPosterior] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dims: Mapping[str, list[str]] = field(default_factory=dict)
+    coords: Mapping[str, Any] = field(default_factory=dict)
+
+    def fit(self, data: Mapping[str, Any] | None = None, guide: Any = None, **settings: Any) -> Fit:
+        """Fit the recipe as the document does.
+
+        Args:
+            data: Data of the same kind; the document's, by `load`, when None.
+            guide: Another guide, by name for instance; the handwritten one when None.
+            settings: What `pyrovi.fit` takes, over the document's.
+        """
+        folder = settings.pop("folder", None)
+        if folder is not None:
+            from pyrovi.runs import check_folder
+
+            check_folder(folder)
+        chosen = {**self.settings, **settings}
+        if "epochs" in settings:
+            chosen.pop("steps", None)
+        result = fit(self.model, self.guide if guide is None else guide, self.load() if data is None else data, **chosen)
+        result = replace(result, recipe=self.name)
+        if folder is not None:
+            result.save(folder)
+        return result
+
+
+_RECIPES = [
+    Recipe(
+        name="normal_mean",
+        title="the mean of a Normal",
+        document="D3",
+        model=normal_mean.model,
+        guide=normal_mean_guide.guide,
+        load=normal_mean.load,
+        exact=normal_mean.exact,
+        settings={"steps": 1_000, "lr": 0.1, "particles": 1, "stop": None},
+    ),
+    Recipe(
+        name="gamma_poisson",
+        title="pixel intensities of the digit zero",
+        document="D2",
+        model=gamma_poisson.model,
+        guide=gamma_poisson_guide.guide,
+        load=gamma_poisson.load,
+        exact=gamma_poisson.exact,
+        settings={"steps": 5_000, "lr": 0.2, "particles": 128, "stop": None},
+    ),
+    Recipe(
+        name="linear_regression",
+        title="Bayesian linear regression",
+        document="D4",
+        model=linear_regression.model,
+        guide=linear_regression_guide.guide,
+        load=linear_regression.load,
+        exact=linear_regression.exact,
+        settings={"steps": 5_000, "lr": 0.02, "particles": 16, "stop": None},
+    ),
+]
+
+recipes: Mapping[str, Recipe] = {r.name: r for r in _RECIPES}
+"""Every recipe by name."""
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    >>> recipe("normal_mean").title
+    'the mean of a Normal'
+    """
+    if name not in recipes:
+        raise SettingsError(f"unknown recipe {name!r}; {nearest(name, recipes)}")
+    return recipes[name]

@@ -1,0 +1,310 @@
+"""Draws from a fitted guide, scored under guide and model, and predictions from them.
+
+Values are kept as `(draws, *batch_shape, *event_shape)`. A vectorised run wants ones between the draws and the batch, up to the
+deepest plate nesting; `_Runner` lays them out and takes them back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+
+from pyrovi._typing import Tensors
+from pyrovi.errors import DataError, ModelError
+from pyrovi.inputs import check_arguments, describe, to_tensors
+from pyrovi.minibatch import Batched
+from pyrovi.preflight import Problem
+from pyrovi.structure import Site, Structure, per_draw
+
+__all__ = ["Draws", "draw", "predict", "prior"]
+
+CHUNK_SCALARS = 10_000_000
+"""Observed and latent scalars handled at once: 80 MB in float64, a few times that with temporaries."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws from q. Every tensor has the draws as its first axis; log densities are in nats, the two joint ones in float64."""
+
+    posterior: Tensors
+    """Latent and deterministic sites."""
+    log_q: torch.Tensor
+    log_p: torch.Tensor
+    """log p(data, latents)."""
+    log_prior: Tensors
+    log_likelihood: Tensors
+    """By observed site, a value a datum."""
+
+    @property
+    def elbo(self) -> torch.Tensor:
+        """One estimate of the ELBO a draw; their mean is the ELBO."""
+        return self.log_p - self.log_q
+
+
+def draw(problem: Problem, n: int, *, pointwise: bool = False) -> Draws:
+    """Draw from the guide and score under both programs, inside `isolated` with the fit's parameters loaded.
+
+    Args:
+        problem: What was fitted.
+        n: The number of draws.
+        pointwise: Also keep the log likelihood of every datum: `n` times the data in memory.
+    """
+    with torch.no_grad():
+        parts = [_score(problem, runner, pointwise) for runner in _runners(problem, n)]
+    return Draws(
+        _cat(part.posterior for part in parts),
+        torch.cat([part.log_q for part in parts]),
+        torch.cat([part.log_p for part in parts]),
+        _cat(part.log_prior for part in parts),
+        _cat(part.log_likelihood for part in parts),
+    )
+
+
+def predict(problem: Problem, posterior: Mapping[str, torch.Tensor], data: Mapping[str, Any] | None) -> Tensors:
+    """The model's observed sites (and deterministic ones, with new data) drawn anew for every posterior draw.
+
+    With new `data`, a latent site whose shape changes with them (a latent a datum, for other data) is drawn from the
+    model given the rest.
+    """
+    inputs = problem.data if data is None else _new_data(problem, data)
+    if data is None and problem.batches is not None and problem.batches.model_mode == "indexed":
+        raise ModelError(
+            f"the model subsamples plate {problem.batches.plate!r} itself, so it cannot predict all of it; write the plate plainly, as "
+            f"pyro.plate({problem.batches.plate!r}, len(x)), or pass data="
+        )
+    structure = problem.structure if data is None else _structure(problem, inputs)
+    latents = {name: posterior[name] for name in problem.structure.latent}
+    n = next((len(v) for v in latents.values()), 1)
+    wanted = {n: s for n, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")}
+    out, done = [], 0
+    with torch.no_grad():
+        for runner in _runners(problem, n):
+            given = {}
+            for name, value in latents.items():
+                site = structure.sites.get(name)
+                if site is not None and site.shape == problem.structure.sites[name].shape:
+                    given[name] = value[done : done + runner.size].reshape(runner.size, *site.shape)
+            trace = runner.trace(poutine.uncondition(problem.model), inputs, given, structure)
+            out.append({name: _tidy(runner.value(trace.nodes[name], s.shape, s), s) for name, s in wanted.items()})
+            done += runner.size
+    return _cat(iter(out))
+
+
+def prior(problem: Problem, n: int) -> tuple[Tensors, Tensors]:
+    """Draws of the model alone: its latent and deterministic sites, and its observed ones."""
+    out = []
+    structure = problem.structure
+    sites = {name: s for name, s in structure.sites.items() if s.kind != "factor"}
+    with torch.no_grad():
+        for runner in _runners(problem, n):
+            trace = runner.trace(poutine.uncondition(problem.model), problem.data)
+            out.append({name: _tidy(runner.value(trace.nodes[name], s.shape, s), s) for name, s in sites.items()})
+    drawn = _cat(iter(out))
+    return {n: v for n, v in drawn.items() if n not in structure.observed}, {n: drawn[n] for n in structure.observed}
+
+
+class _Runner:
+    """Runs programs `size` draws at a time."""
+
+    def __init__(self, problem: Problem, size: int) -> None:
+        self.size, self._vectorize, self._nesting = size, problem.vectorize, problem.nesting
+        self._plate = pyro.plate("pyrovi_draws", size, dim=-(problem.nesting + 1))
+
+    def trace(
+        self,
+        program: Callable[..., Any],
+        data: Mapping[str, Any],
+        values: Mapping[str, torch.Tensor] | None = None,
+        structure: Structure | None = None,
+    ) -> Trace:
+        """Run a program, some of its sites held at given values, and score it."""
+        if values:
+            assert structure is not None
+            laid_out = {n: self._lay_out(v, len(structure.sites[n].batch_shape)) for n, v in values.items()}
+            program = poutine.condition(program, data=laid_out)
+        trace = poutine.trace(self._plate(program) if self._vectorize else program).get_trace(**data)
+        trace.compute_log_prob()
+        return trace
+
+    def _pad(self, shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+        return (self.size, *(1,) * (self._nesting - batch), *shape)
+
+    def _lay_out(self, value: torch.Tensor, batch: int) -> torch.Tensor:
+        return value.reshape(self._pad(tuple(value.shape[1:]), batch)) if self._vectorize else value[0]
+
+    def _take_back(self, value: torch.Tensor, shape: tuple[int, ...], batch: int) -> torch.Tensor:
+        if not self._vectorize:
+            return value.expand(shape)[None]
+        return value.expand(self._pad(shape, batch)).reshape(self.size, *shape)
+
+    def value(self, node: Any, shape: tuple[int, ...], site: Site) -> torch.Tensor:
+        return self._take_back(node["value"].detach(), shape, len(site.batch_shape))
+
+    def log_prob(self, node: Any, shape: tuple[int, ...], site: Site) -> torch.Tensor:
+        batch = len(site.batch_shape)
+        return self._take_back(torch.as_tensor(node["log_prob"]).detach(), shape[:batch], batch)
+
+    def total(self, trace: Trace, wanted: Callable[[Any], bool] = lambda node: True) -> torch.Tensor:
+        """The log density of a trace's sites by draw, scaled and masked as in the ELBO."""
+        total = torch.zeros(self.size, dtype=torch.float64)
+        for node in trace.nodes.values():
+            if node["type"] == "sample" and not site_is_subsample(node) and wanted(node):
+                log_prob = torch.as_tensor(node["log_prob"]).detach().cpu()
+                total = total + per_draw(log_prob, self.size, self._nesting if self._vectorize else log_prob.dim())
+        return total
+
+
+def _runners(problem: Problem, n: int) -> Iterator[_Runner]:
+    scalars = sum(site.shape.numel() for site in problem.structure.sites.values())
+    chunk = max(1, min(n, CHUNK_SCALARS // max(1, scalars))) if problem.vectorize else 1
+    for done in range(0, n, chunk):
+        yield _Runner(problem, min(chunk, n - done))
+
+
+def _score(problem: Problem, runner: _Runner, pointwise: bool) -> Draws:
+    values, log_q = _from_guide(problem, runner)
+    log_p = torch.zeros(runner.size, dtype=torch.float64)
+    posterior: dict[str, list[torch.Tensor]] = {}
+    log_prior: dict[str, list[torch.Tensor]] = {}
+    log_likelihood: dict[str, list[torch.Tensor]] = {}
+    for block in _blocks(problem, "model"):
+        given = {name: block.narrow(value, problem.structure.sites[name]) for name, value in values.items()}
+        trace = runner.trace(block.program, block.data, given, problem.structure)
+        log_p += runner.total(trace, block.counts)
+        for name, site in problem.structure.sites.items():
+            node = trace.nodes[name]
+            if not block.counts(node) or site.kind == "factor":
+                continue
+            shape = block.shape(site)
+            if site.kind != "observed":
+                posterior.setdefault(name, []).append(block.drop_padding(runner.value(node, shape, site), site))
+            if site.kind == "latent":
+                log_prior.setdefault(name, []).append(block.drop_padding(runner.log_prob(node, shape, site), site))
+            if site.kind == "observed" and pointwise:
+                log_likelihood.setdefault(name, []).append(block.drop_padding(runner.log_prob(node, shape, site), site))
+    return Draws(
+        {n: _tidy(_join(problem, v, n), problem.structure.sites[n]) for n, v in posterior.items()},
+        log_q,
+        log_p,
+        {n: _tidy(_join(problem, v, n), problem.structure.sites[n], event=False) for n, v in log_prior.items()},
+        {n: _tidy(_join(problem, v, n), problem.structure.sites[n], event=False) for n, v in log_likelihood.items()},
+    )
+
+
+def _from_guide(problem: Problem, runner: _Runner) -> tuple[Tensors, torch.Tensor]:
+    """Values of the latent sites and log q. A guide that subsamples is run block by block, with the same global latents in each."""
+    sites = problem.structure.latent
+    log_q = torch.zeros(runner.size, dtype=torch.float64)
+    pieces: dict[str, list[torch.Tensor]] = {}
+    shared: Tensors = {}
+    for block in _blocks(problem, "guide"):
+        trace = runner.trace(block.program, block.data, shared, problem.structure)
+        log_q += runner.total(trace, block.counts)
+        for name, site in sites.items():
+            if block.counts(trace.nodes[name]):
+                pieces.setdefault(name, []).append(block.drop_padding(runner.value(trace.nodes[name], block.shape(site), site), site))
+        shared = {name: pieces[name][0] for name, site in sites.items() if block.plate is not None and not site.inside(block.plate)}
+    return {name: _join(problem, pieces[name], name) for name in sites}, log_q
+
+
+@dataclass(frozen=True)
+class _Block:
+    """All of a program's data, or, for one that subsamples itself, the next rows of them."""
+
+    program: Callable[..., Any]
+    data: dict[str, Any]
+    plate: str | None = None
+    batched: Batched | None = None
+    first: bool = True
+
+    def counts(self, node: Any) -> bool:
+        """Whether a site is to be counted in this block: every one in the first, then only those inside the plate."""
+        return self.first or any(frame.name == self.plate for frame in node["cond_indep_stack"])
+
+    def _axis(self, site: Site) -> int | None:
+        if self.plate is None:
+            return None
+        return next((len(site.batch_shape) + p.dim for p in site.plates if p.name == self.plate and p.dim is not None), None)
+
+    def shape(self, site: Site) -> tuple[int, ...]:
+        axis, shape = self._axis(site), list(site.shape)
+        if axis is not None and self.batched is not None:
+            shape[axis] = len(self.batched.indices)
+        return tuple(shape)
+
+    def narrow(self, value: torch.Tensor, site: Site) -> torch.Tensor:
+        axis = self._axis(site)
+        return value if axis is None or self.batched is None else value.index_select(1 + axis, self.batched.indices)
+
+    def drop_padding(self, value: torch.Tensor, site: Site) -> torch.Tensor:
+        axis = self._axis(site)
+        return value if axis is None or self.batched is None else value.narrow(1 + axis, 0, self.batched.count)
+
+
+def _blocks(problem: Problem, which: str) -> Iterator[_Block]:
+    program = problem.model if which == "model" else problem.guide
+    batches = problem.batches
+    if batches is None or (batches.model_mode if which == "model" else batches.guide_mode) != "indexed":
+        yield _Block(program, problem.data)
+        return
+    batched = problem.batched(estimate_full=False)
+    assert batched is not None
+    for i, rows in enumerate(batches.blocks(problem.device)):
+        batched.take(rows)
+        yield _Block(batched.model if which == "model" else batched.guide, {}, batches.plate, batched, first=i == 0)
+
+
+def _join(problem: Problem, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
+    if len(pieces) == 1:
+        return pieces[0]
+    site = problem.structure.sites[name]
+    assert problem.batches is not None
+    axis = next(len(site.batch_shape) + p.dim for p in site.plates if p.name == problem.batches.plate and p.dim is not None)
+    return torch.cat(pieces, dim=1 + axis)
+
+
+def _tidy(value: torch.Tensor, site: Site, *, event: bool = True) -> torch.Tensor:
+    """Drop the axes of length one that belong to no plate."""
+    axes, _ = site.axes()
+    return value.reshape(len(value), *(value.shape[1 + i] for i in axes if event or i < len(site.batch_shape)))
+
+
+def _cat(parts: Iterator[Tensors]) -> Tensors:
+    whole = list(parts)
+    return {name: torch.cat([part[name] for part in whole]) for name in whole[0]}
+
+
+def _new_data(problem: Problem, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for a prediction: new ones over the old. Old outcomes are None, unless the model has to have them."""
+    new = to_tensors(data, problem.dtype, problem.device)
+    check_arguments(problem.model, {**problem.data, **new})
+    return {**{n: None if _is_outcome(problem, v) else v for n, v in problem.data.items()}, **new}
+
+
+def _is_outcome(problem: Problem, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and any(value is observed for observed in problem.outcomes)
+
+
+def _structure(problem: Problem, data: Mapping[str, Any]) -> Structure:
+    try:
+        with poutine.block():
+            trace = poutine.trace(poutine.uncondition(problem.model)).get_trace(**data)
+    except Exception as error:
+        raise DataError(
+            f"the model cannot be run on the new data ({describe(data)}): {type(error).__name__}: {str(error).splitlines()[0]}; outcomes "
+            "that are not given are passed as None, so let the model take them as None and read sizes off the other data"
+        ) from error
+    found = Structure.of(trace)
+    outcomes = problem.structure.observed
+    return Structure({n: s if n not in outcomes else _as_observed(s) for n, s in found.sites.items()})
+
+
+def _as_observed(site: Site) -> Site:
+    return Site(site.name, site.shape, site.event_dim, site.plates, site.support, "observed")

@@ -1,0 +1,48 @@
+"""What pyrovi raises: one sentence that names the thing at fault and the cure.
+
+Every error is a `PyroviError`; those about an argument are also `ValueError`s, so code that catches the
+built-in exception keeps working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["DataError", "GuideError", "ModelError", "PyroviError", "RunFolderError", "SettingsError", "nearest"]
+
+
+class PyroviError(Exception):
+    """The base of every error that pyrovi raises on purpose."""
+
+
+class DataError(PyroviError, ValueError):
+    """The data do not fit the model: names, shapes, missing values or values outside a site's support."""
+
+
+class ModelError(PyroviError, ValueError):
+    """The model cannot be run on these data."""
+
+
+class GuideError(PyroviError, ValueError):
+    """The guide cannot be run, or does not match the model's latent sites."""
+
+
+class SettingsError(PyroviError, ValueError):
+    """A setting is out of range, unknown, or contradicts another."""
+
+
+class RunFolderError(PyroviError, OSError):
+    """A run folder cannot be written or read."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence part that lists the known names, the nearest match first where there is one.
+
+    >>> nearest("nromal", ["normal", "delta"])
+    "did you mean 'normal'? Known: delta, normal"
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    listing = f"Known: {', '.join(known)}" if known else "There are none"
+    return f"did you mean {close[0]!r}? {listing}" if close else listing

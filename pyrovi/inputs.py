@@ -1,0 +1,160 @@
+"""What the user hands over, made ready: data as tensors, modules as private copies, arguments matched to signatures."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer.autoguide import AutoGuide
+
+from pyrovi._typing import Guide, Model
+from pyrovi.errors import DataError, GuideError, ModelError, nearest
+
+__all__ = ["as_dtype", "check_arguments", "clone", "describe", "matching_arguments", "to_tensors"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """A floating dtype from its name; torch's default when None."""
+    if dtype is None:
+        return torch.get_default_dtype()
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise DataError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
+        return DTYPES[dtype]
+    if not dtype.is_floating_point:
+        raise DataError(f"dtype must be a floating one, as in torch.float64; got {dtype}")
+    return dtype
+
+
+def to_tensors(data: Mapping[str, Any] | None, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Arrays, frames and tensors as tensors on `device`; floating values as `dtype`, integers and booleans as they are.
+
+    Plain Python numbers, strings, booleans and None pass through: they are settings of the model, not data.
+
+    Raises:
+        DataError: The values are not numbers, or some are NaN or infinite.
+    """
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise DataError(f"data must map argument names to arrays, as in {{'x': x}}; got {type(data).__name__}")
+    return {name: _to_tensor(name, value, dtype, device) for name, value in data.items()}
+
+
+def _to_tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        if isinstance(value, float):
+            _check_finite(name, torch.tensor(value))
+        return value
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach()
+    else:
+        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"data {name!r} holds {array.dtype} values, not numbers; encode or drop those columns")
+        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+            array = array.astype(np.int64)  # torch has few operations on wide unsigned integers
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            array = array.copy()
+        tensor = torch.as_tensor(array)
+    if tensor.is_floating_point():
+        _check_finite(name, tensor)
+        tensor = tensor.to(dtype)
+        _check_finite(name, tensor, f" as {dtype}; rescale them, or pass dtype=torch.float64")
+    return tensor.to(device)
+
+
+def _check_finite(name: str, tensor: torch.Tensor, how: str = "; drop or impute them") -> None:
+    bad = ~torch.isfinite(tensor)
+    if bad.any():
+        kind = "NaN" if torch.isnan(tensor).any() else "infinite"
+        first = tuple(torch.nonzero(bad)[0].tolist())
+        where = f", the first at {first}" if first else ""
+        raise DataError(f"data {name!r} has {int(bad.sum())} {kind} value{'s' if bad.sum() > 1 else ''}{where}{how}")
+
+
+def signature(program: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
+
+
+def check_arguments(model: Model, data: Mapping[str, Any]) -> None:
+    """Raise where the data's names are not those that the model takes."""
+    if not callable(model):
+        raise ModelError(f"model must be a function or a module of Pyro; got {type(model).__name__}")
+    parameters = signature(model).parameters
+    kinds = {p.kind for p in parameters.values()}
+    takes = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if inspect.Parameter.POSITIONAL_ONLY in kinds:
+        raise ModelError("the model has positional-only arguments; data are passed by name, so drop the '/' from its signature")
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        for name in data:
+            if name not in takes:
+                raise DataError(f"the model takes no data named {name!r}; {nearest(name, takes)}")
+    for name, parameter in takes.items():
+        if parameter.default is parameter.empty and name not in data:
+            extra = nearest(name, data) if data else "no data were given"
+            raise DataError(f"the model needs data named {name!r}; {extra}")
+
+
+def matching_arguments(guide: Guide, data: Mapping[str, Any]) -> Guide:
+    """The guide as a callable of all the data, where it takes only some of them by name."""
+    parameters = signature(guide).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return guide
+    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    missing = [p.name for p in parameters if p.name in takes and p.default is p.empty and p.name not in data]
+    if missing:
+        raise GuideError(f"the guide asks for {missing[0]!r}, which is not among the data; {nearest(missing[0], data)}")
+    if takes >= set(data):
+        return guide
+
+    @functools.wraps(guide)
+    def narrowed(**kwargs: Any) -> Any:
+        return guide(**{name: value for name, value in kwargs.items() if name in takes})
+
+    return narrowed
+
+
+def clone(model: Model, guide: Any, dtype: torch.dtype, device: torch.device) -> tuple[Model, Any]:
+    """Private copies of the modules among model and guide, on the device; parts that they share stay shared.
+
+    Functions are not copied: a module inside a closure is lent instead (see `Parameters`).
+    """
+    modules = [m for m in (model, guide) if isinstance(m, torch.nn.Module)]
+    autoguides = [g for m in modules for g in m.modules() if isinstance(g, AutoGuide)]
+    models = [g._model for g in autoguides]  # AutoGuide drops its model when copied, from the original too
+    masters = [g.master for g in autoguides]
+    memo: dict[int, Any] = {}
+    try:
+        model, guide = copy.deepcopy((model, guide), memo)
+    except RuntimeError as error:
+        raise GuideError(
+            "a module among model and guide cannot be copied because it holds the results of an earlier run; pass a fresh one, "
+            "or for an autoguide its name or class"
+        ) from error
+    finally:
+        for original, kept, master in zip(autoguides, models, masters, strict=True):
+            original._model, original.master = kept, master
+    for original, kept in zip(autoguides, models, strict=True):
+        memo[id(original)]._model = tuple(memo.get(id(m), m) for m in kept)
+    for module in (model, guide):
+        if isinstance(module, torch.nn.Module):
+            module.to(device=device, dtype=dtype)
+    return model, guide
+
+
+def describe(data: Mapping[str, Any]) -> str:
+    """The data's names and shapes, for an error message.
+
+    >>> describe({"x": torch.zeros(3, 2), "noise": 1.0})
+    'x (3, 2), noise = 1.0'
+    """
+    parts = [f"{n} {tuple(v.shape)}" if isinstance(v, torch.Tensor) else f"{n} = {v!r}" for n, v in data.items()]
+    return ", ".join(parts) or "none"

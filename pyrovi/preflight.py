@@ -1,0 +1,221 @@
+"""Mistakes in model, guide and data, found before the first step, and what the fit needs to know about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoLaplaceApproximation
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from pyro.util import check_site_shape
+
+from pyrovi._isolation import Parameters
+from pyrovi._typing import Guide, Model
+from pyrovi.batching import find_batches, find_plate
+from pyrovi.errors import GuideError, ModelError, nearest
+from pyrovi.guides.auto import make_guide
+from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors
+from pyrovi.minibatch import Batched, Minibatches
+from pyrovi.structure import Site, Structure, per_draw
+from pyrovi.tracing import check_observed, feasible, run
+
+__all__ = ["Problem", "prepare", "with_laplace"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model and a guide that are known to run together on their data.
+
+    `model` and `guide` are private copies where the originals are modules. Run them inside `isolated`, with
+    `parameters.loaded(...)`.
+    """
+
+    model: Model
+    guide: Guide
+    guide_name: str
+    data: dict[str, Any]
+    structure: Structure
+    parameters: Parameters
+    vectorize: bool
+    dtype: torch.dtype
+    device: torch.device
+    nesting: int
+    batches: Minibatches | None = None
+    outcomes: tuple[torch.Tensor, ...] = ()
+    """The observed values, to tell which data are outcomes and which are not."""
+
+    @property
+    def point_estimate(self) -> bool:
+        """Whether the guide is a point, or empty: there is then no posterior, only an estimate."""
+        return isinstance(self.guide, AutoDelta) or not self.structure.latent
+
+    def batched(self, *, estimate_full: bool = True) -> Batched | None:
+        return self.batches and Batched(self.batches, self.model, self.guide, self.data, estimate_full=estimate_full)
+
+    def step_programs(self, block: int) -> tuple[Guide, Model, dict[str, Any]]:
+        """Guide, model and their arguments, as one step runs them: on all data, or on one block of the rows in order."""
+        batched = self.batched()
+        if batched is None:
+            return self.guide, self.model, self.data
+        batched.take(batched.rows(block))
+        return batched.guide, batched.model, {}
+
+
+def prepare(
+    model: Model,
+    guide: Any,
+    data: Mapping[str, Any] | None,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_size: int | Mapping[str, int] | None = None,
+    batch_data: tuple[str, ...] | None = None,
+) -> Problem:
+    """Check everything that can be checked without a step, inside `isolated(..., validate=True)`.
+
+    Raises:
+        DataError, ModelError, GuideError, SettingsError: One sentence each; see `pyrovi.errors`.
+    """
+    tensors = to_tensors(data, dtype, device)
+    check_arguments(model, tensors)
+    model, guide = clone(model, guide, dtype, device)
+    guide, guide_name = make_guide(guide, model)
+    if not isinstance(guide, AutoGuide):
+        guide = matching_arguments(guide, tensors)
+
+    with pyro.get_param_store().scope():  # so that the guide meets an empty store, as under `svi.step`
+        trace = run(InitMessenger(feasible)(model), tensors, ModelError)
+    structure = check_observed(trace)
+    if device.type != "cpu" and isinstance(guide, torch.nn.Module):
+        guide.to(device)
+
+    plate, size = find_plate(structure, tensors, batch_size)
+    batches = None
+    if plate is not None:
+        batches = find_batches(model, guide, tensors, structure, plate, size, batch_data)
+        run(guide, tensors, GuideError)  # registers the guide's parameters at their full size
+    problem = Problem(
+        model=model,
+        guide=guide,
+        guide_name=guide_name,
+        data=tensors,
+        structure=structure,
+        parameters=Parameters(),
+        vectorize=False,
+        dtype=dtype,
+        device=device,
+        nesting=structure.max_plate_nesting,
+        batches=batches,
+        outcomes=tuple(trace.nodes[name]["value"] for name in structure.observed),
+    )
+    guide_trace, model_trace = _first_run(problem)
+    guide_structure = Structure.of(guide_trace)
+    _check_match(Structure.of(model_trace), guide_structure, is_auto=isinstance(guide, AutoGuide))
+    _check_finite(model_trace, guide_trace)
+    problem = replace(
+        problem,
+        parameters=Parameters.registered(),
+        nesting=max(structure.max_plate_nesting, guide_structure.max_plate_nesting),
+    )
+    return replace(problem, vectorize=_vectorizes(problem, Structure.of(model_trace)))
+
+
+def _first_run(problem: Problem) -> tuple[Trace, Trace]:
+    """Guide and model together as a step will run them, in the order of `Trace_ELBO`."""
+    guide, model, data = problem.step_programs(0)
+    guide_trace = run(guide, data, GuideError)
+    return guide_trace, run(poutine.replay(model, trace=guide_trace), data, ModelError)
+
+
+def _check_match(model: Structure, guide: Structure, *, is_auto: bool) -> None:
+    """The guide must sample the model's latents, all of them, nothing else, in the same shapes."""
+    observed = [name for name in guide.sites if name in model.observed]
+    if observed:
+        raise GuideError(f"the guide samples {observed[0]!r}, which the model observes; drop it from the guide")
+    extra = [name for name in guide.latent if name not in model.latent]
+    missing = [name for name in model.latent if name not in guide.sites]
+    if extra:
+        raise GuideError(
+            f"the guide samples {extra[0]!r}, which the model does not; {nearest(extra[0], model.latent)}"
+            " (a helper of the guide's own wants infer={'is_auxiliary': True})"
+        )
+    if missing:
+        raise GuideError(f"the guide does not sample the model's site {missing[0]!r}; {nearest(missing[0], guide.sites)}")
+    for name, site in model.latent.items():
+        mine = guide.sites[name]
+        if not is_auto and (mine.shape != site.shape or mine.event_dim != site.event_dim):
+            raise GuideError(
+                f"site {name!r} has {_shape(mine)} in the guide and {_shape(site)} in the model; use the same plates and .to_event in both"
+            )
+
+
+def _shape(site: Site) -> str:
+    return f"batch shape {tuple(site.batch_shape)} and event shape {tuple(site.shape[len(site.batch_shape) :])}"
+
+
+def _check_finite(model_trace: Trace, guide_trace: Trace) -> None:
+    """The ELBO must exist where the optimisation starts."""
+    for what, trace, error in (("guide", guide_trace, GuideError), ("model", model_trace, ModelError)):
+        try:
+            trace.compute_log_prob()
+        except ValueError as exception:  # torch's validation: a latent value outside a support
+            raise GuideError(
+                f"the guide's first draw is outside what the {what} allows: {' '.join(str(exception).split())[:300]}; "
+                "give the guide a distribution with the site's support"
+            ) from exception
+        for name, node in trace.nodes.items():
+            if node["type"] == "sample" and not torch.isfinite(torch.as_tensor(node["log_prob_sum"])).all():
+                raise error(
+                    f"log_prob of site {name!r} in the {what} is {float(node['log_prob_sum'])} at the guide's first draw; "
+                    "start the guide where the model has positive density"
+                )
+
+
+def _vectorizes(problem: Problem, alone: Structure) -> bool:
+    """Whether particles can share one run of guide and model, by trying two and scoring each again on its own."""
+    draws, dim = 2, -(problem.nesting + 1)
+    guide, model, data = problem.step_programs(0)
+    plate = pyro.plate("num_particles_vectorized", draws, dim=dim)
+    try:
+        guide_trace = poutine.trace(plate(guide)).get_trace(**data)
+        model_trace = poutine.trace(poutine.replay(plate(model), trace=guide_trace)).get_trace(**data)
+        total = torch.zeros(draws, dtype=torch.float64)
+        for trace in (guide_trace, model_trace):
+            trace.compute_log_prob()
+            for node in trace.nodes.values():
+                if node["type"] == "sample" and not site_is_subsample(node):
+                    check_site_shape(node, max_plate_nesting=-dim)
+                    if trace is model_trace:
+                        total += per_draw(node["log_prob"].detach(), draws, problem.nesting).cpu()
+        for i in range(draws):
+            values = {
+                name: guide_trace.nodes[name]["value"].select(dim - site.event_dim, i).reshape(site.shape)
+                for name, site in alone.latent.items()
+            }
+            single = poutine.trace(poutine.condition(model, data=values)).get_trace(**data).log_prob_sum()
+            if not math.isclose(single.item(), total[i].item(), rel_tol=1e-3, abs_tol=1e-3):
+                return False
+    except Exception:  # whatever a program raises when it meets an axis that it was not written for
+        return False
+    return True
+
+
+def with_laplace(problem: Problem, values: Mapping[str, torch.Tensor]) -> Problem:
+    """Where the guide is Laplace's and has found the mode, put the Gaussian with the curvature there in its place."""
+    if not isinstance(problem.guide, AutoLaplaceApproximation):
+        return problem
+    with problem.parameters.loaded(values):
+        try:
+            return replace(problem, guide=problem.guide.laplace_approximation(**problem.data))
+        except torch.linalg.LinAlgError as error:
+            raise ModelError(
+                "the Laplace approximation does not exist: the log joint does not curve downwards in every direction at the mode that "
+                "was found; run more steps, or use guide='normal'"
+            ) from error

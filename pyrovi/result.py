@@ -1,0 +1,187 @@
+"""`Fit`: what a fit leaves behind. Frozen; the other verbs take one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyrovi._isolation import isolated
+from pyrovi._typing import Data, Path, Tensors
+from pyrovi.draws import Draws, draw, predict, prior
+from pyrovi.errors import PyroviError, SettingsError
+from pyrovi.preflight import Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Estimate", "Fit", "Status"]
+
+
+class Status(StrEnum):
+    """How a fit ended."""
+
+    converged = "converged"
+    step_limit = "step_limit"
+    diverged = "diverged"
+    interrupted = "interrupted"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo estimate and its standard error."""
+
+    value: float
+    se: float
+
+    def __str__(self) -> str:
+        digits = max(0, 1 - math.floor(math.log10(self.se))) if 0 < self.se < math.inf else 3
+        return f"{self.value:,.{digits}f} ± {self.se:,.{digits}f}"
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """A fitted guide.
+
+    Attributes:
+        parameters: The guide's and model's parameters, constrained, by Pyro's names.
+        unconstrained: The same as the optimiser sees them.
+        elbo: The estimate at every step, shape `(restarts, steps)`, in nats, of all the data.
+        status: `converged`, `step_limit`, `diverged` or `interrupted`.
+        advice: Why, in numbers, and what to do next.
+        settings: What the fit was run with, plain values.
+        versions: Of Python and the packages that matter.
+        seconds: Wall time, preflight included.
+        seed: The seed that gives this fit again.
+        recipe: The recipe's name, if it was run from one.
+    """
+
+    parameters: Tensors
+    unconstrained: Tensors
+    elbo: NDArray[np.float64]
+    status: Status
+    advice: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    seconds: float
+    seed: int
+    recipe: str | None = None
+    problem: Problem | None = field(default=None, repr=False)
+    stored: Any = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        latents = ", ".join(self.problem.structure.latent) if self.problem else "loaded without its model"
+        return (
+            f"Fit({self.settings['guide']} guide; {latents}; {self.status} after {self.elbo.shape[-1]:,} steps, "
+            f"ELBO {self.elbo[:, -100:].mean():,.2f} over the last 100; seed {self.seed})"
+        )
+
+    def draws(self, n: int = 1_000, *, seed: int | None = None, pointwise: bool = False) -> Draws:
+        """Draws from q with their log densities under q and p, and if `pointwise` the log likelihood of every datum.
+
+        Args:
+            n: The number of draws; 1,000 puts a Monte Carlo error of 3% of an sd on a mean.
+            seed: The fit's own seed when None, so that the same call gives the same draws.
+            pointwise: Whether to keep `n` times the data.
+        """
+        with self.loaded(n, seed) as problem:
+            return draw(problem, n, pointwise=pointwise)
+
+    def posterior(self, n: int = 1_000, *, seed: int | None = None) -> Tensors:
+        """Draws of the latent and deterministic sites: by name, a `(n, *site_shape)` tensor."""
+        return self.draws(n, seed=seed).posterior
+
+    def predictive(self, n: int = 1_000, *, data: Data | None = None, seed: int | None = None) -> Tensors:
+        """Draws of the observed sites given the fitted latents: by name, a `(n, *site_shape)` tensor.
+
+        Args:
+            n: The number of draws.
+            data: New data by argument name, over the old: predictors of new cases, say. Outcomes not given are passed
+                to the model as None. A latent whose shape changes with the data is drawn from the model.
+            seed: The fit's own seed when None.
+
+        Raises:
+            DataError: The model cannot be run on the new data.
+        """
+        with self.loaded(n, seed) as problem:
+            return predict(problem, draw(problem, n).posterior, data)
+
+    def prior(self, n: int = 1_000, *, seed: int | None = None) -> tuple[Tensors, Tensors]:
+        """Draws of the model alone: latent and deterministic sites, and observed sites."""
+        with self.loaded(n, seed) as problem:
+            return prior(problem, n)
+
+    def estimate_elbo(self, n: int = 10_000, *, seed: int | None = None) -> Estimate:
+        """The ELBO of the fitted guide on all data, in nats, from `n` fresh draws."""
+        values = self.draws(n, seed=seed).elbo
+        return Estimate(values.mean().item(), values.std().item() / math.sqrt(n))
+
+    def to_arviz(
+        self,
+        draws: int = 1_000,
+        *,
+        seed: int | None = None,
+        dims: Mapping[str, list[str]] | None = None,
+        coords: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """What ArviZ's functions take: `InferenceData` for ArviZ 0.x, an xarray `DataTree` for 1.x.
+
+        Groups: posterior, unconstrained_posterior, log_likelihood, log_prior, sample_stats (`lp` = log p(data, latents)
+        and `log_q`), posterior_predictive, prior, prior_predictive, observed_data, constant_data and optimization.
+
+        Args:
+            draws: The number of draws, written as one chain.
+            seed: The fit's own seed when None.
+            dims: Variable name to the names of its axes; plates name theirs where this does not.
+            coords: Axis name to its labels.
+        """
+        from pyrovi.export import to_arviz
+
+        if self.problem is None and self.stored is not None:
+            return self.stored
+        return to_arviz(self, draws, seed=seed, dims=dims, coords=coords)
+
+    def summary(self, draws: int = 1_000, *, seed: int | None = None, **options: Any) -> pd.DataFrame:
+        """`az.summary` of the posterior: mean, sd and interval, and the Monte Carlo error of the mean.
+
+        R-hat and ESS are left out: those of independent draws say nothing of how good the approximation is.
+
+        Args:
+            draws: The number of draws.
+            seed: The fit's own seed when None.
+            options: For `az.summary`, as in `var_names` or `round_to`.
+        """
+        from pyrovi.export import summary
+
+        return summary(self.to_arviz(draws, seed=seed), point_estimate=bool(self.problem and self.problem.point_estimate), **options)
+
+    def save(self, folder: Path, *, overwrite: bool = False, draws: int = 1_000) -> None:
+        """Write a run folder: `fit.json`, `parameters.safetensors`, `data.safetensors` and `posterior.nc`.
+
+        It is written beside its final place and moved there whole, so that a failure leaves nothing half-written.
+
+        Raises:
+            RunFolderError: The folder exists and `overwrite` is False, or cannot be written.
+        """
+        from pyrovi.runs import save
+
+        save(self, folder, overwrite=overwrite, draws=draws)
+
+    @contextmanager
+    def loaded(self, n: int = 1, seed: int | None = None) -> Iterator[Problem]:
+        """A clean room with this fit's parameters in Pyro's store, where its model and guide can be run; for pyrovi's other verbs."""
+        if not (isinstance(n, int) and n >= 1):
+            raise SettingsError(f"the number of draws must be a whole number of at least 1; got {n!r}")
+        if self.problem is None:
+            raise PyroviError("this fit was loaded without its model; give it to pyrovi.load(folder, model=…, guide=…) to draw from it")
+        # Another stream than the fit's own: fresh draws must not be those that the optimiser saw.
+        stream = int(np.random.SeedSequence([self.seed if seed is None else seed, 1]).generate_state(1)[0])
+        with isolated(stream, self.problem.dtype), self.problem.parameters.loaded(self.unconstrained):
+            yield self.problem

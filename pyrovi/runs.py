@@ -1,0 +1,166 @@
+"""Run folders: a fit on disk, in JSON, safetensors and netCDF; never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyrovi import _arviz
+from pyrovi._isolation import isolated
+from pyrovi._typing import Data, Path
+from pyrovi.errors import ModelError, RunFolderError
+from pyrovi.inputs import as_dtype
+from pyrovi.preflight import Problem, prepare, with_laplace
+from pyrovi.result import Fit, Status
+
+__all__ = ["check_folder", "load", "save"]
+
+FORMAT = 1
+STATE, PARAMETERS, DATA, POSTERIOR, REPORT = (
+    "fit.json",
+    "parameters.safetensors",
+    "data.safetensors",
+    "posterior.nc",
+    "report.html",
+)
+
+
+def check_folder(folder: Path, *, overwrite: bool = False) -> FilePath:
+    """Raise now if a run could not be saved there later."""
+    path = FilePath(folder)
+    if path.exists() and not (overwrite and (path / STATE).is_file()):
+        if overwrite:
+            raise RunFolderError(f"{path} exists and is not a run folder, so it is not overwritten; name another")
+        raise RunFolderError(f"run folder {path} exists already; name another, or remove it first")
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise RunFolderError(f"run folder {path} cannot be made: {parent} is not a folder that can be written to")
+    return path
+
+
+@contextmanager
+def _whole(path: FilePath) -> Iterator[FilePath]:
+    """A folder that appears at `path` only when complete."""
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    draft = FilePath(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.absolute().parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        draft.rename(path)
+    except OSError as error:
+        raise RunFolderError(f"run folder {path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int = 1_000) -> None:
+    """Write a run folder; see `Fit.save`."""
+    from safetensors.torch import save_file
+
+    path = check_folder(folder, overwrite=overwrite)
+    container = fit.to_arviz(draws)
+    data = fit.problem.data if fit.problem is not None else {}
+    tensors = {name: value.contiguous().cpu() for name, value in data.items() if isinstance(value, torch.Tensor)}
+    state = {
+        "format": FORMAT,
+        "recipe": fit.recipe,
+        "status": fit.status,
+        "advice": fit.advice,
+        "settings": fit.settings,
+        "versions": fit.versions,
+        "seconds": fit.seconds,
+        "seed": fit.seed,
+        "data": {name: value for name, value in data.items() if not isinstance(value, torch.Tensor)},
+    }
+    with _whole(path) as draft:
+        (draft / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        save_file({n: v.contiguous().cpu() for n, v in fit.unconstrained.items()}, draft / PARAMETERS)
+        save_file(tensors, draft / DATA)
+        _arviz.write(container, str(draft / POSTERIOR))
+
+
+def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | None = None) -> Fit:
+    """Read a run folder.
+
+    A recipe's fit comes back whole. Any other comes back with its parameters, ELBO and stored draws (`to_arviz`,
+    `summary`, `compare`); pass its model, and its guide unless that was an autoguide's name, to draw from it again.
+    Code is never read from the folder.
+
+    Args:
+        folder: Where `Fit.save` put it.
+        model: The model that was fitted.
+        guide: The guide; the stored name when None.
+        data: Other data than the stored.
+
+    Raises:
+        RunFolderError: There is no run, or it is damaged.
+        ModelError: The model and guide do not have the stored parameters.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = FilePath(folder)
+    if not (path / STATE).is_file():
+        raise RunFolderError(f"{path} is not a run folder: it has no {STATE}")
+    try:
+        state = json.loads((path / STATE).read_text())
+        values = load_file(path / PARAMETERS)
+        stored_data = {**load_file(path / DATA), **state["data"]}
+        container = _arviz.read(str(path / POSTERIOR))
+        elbo = np.asarray(_arviz.group(container, "optimization")["elbo"])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunFolderError(f"run folder {path} is damaged: {error}") from error
+    if state["format"] != FORMAT:
+        raise RunFolderError(f"run folder {path} has format {state['format']}; this pyrovi reads format {FORMAT}")
+
+    fit = Fit(
+        parameters={},
+        unconstrained=values,
+        elbo=elbo,
+        status=Status(state["status"]),
+        advice=state["advice"],
+        settings=state["settings"],
+        versions=state["versions"],
+        seconds=state["seconds"],
+        seed=state["seed"],
+        recipe=state["recipe"],
+        stored=container,
+    )
+    if model is None and fit.recipe is not None:
+        from pyrovi.catalog import recipes
+
+        if fit.recipe in recipes:
+            model = recipes[fit.recipe].model
+            if guide is None and fit.settings["guide"] == "guide":
+                guide = recipes[fit.recipe].guide
+    if model is None:
+        return fit
+    problem = _problem(fit, model, guide if guide is not None else fit.settings["guide"], stored_data if data is None else data)
+    return replace(fit, problem=problem, parameters=problem.parameters.constrained(values))
+
+
+def _problem(fit: Fit, model: Any, guide: Any, data: Data) -> Problem:
+    dtype, size = as_dtype(fit.settings["dtype"]), fit.settings["batch_size"]
+    with isolated(fit.seed, dtype, validate=True):
+        problem = prepare(model, guide, data, dtype=dtype, device=torch.device("cpu"), batch_size=size)
+        have = {name: leaf.shape for name, leaf in problem.parameters.leaves.items()}
+        stored = {name: value.shape for name, value in fit.unconstrained.items()}
+        if have != stored:
+            odd = sorted(set(have.items()) ^ set(stored.items()))[0][0]
+            raise ModelError(f"the run's parameters are not those of this model and guide; parameter {odd!r} differs")
+        problem.parameters.give_back(problem.parameters.values())
+    return with_laplace(problem, fit.unconstrained)

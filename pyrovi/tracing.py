@@ -1,0 +1,119 @@
+"""Run a model or guide once and say in a sentence what is wrong with it, or with its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.poutine.trace_struct import Trace
+
+from pyrovi.errors import DataError, ModelError, PyroviError
+from pyrovi.inputs import describe
+from pyrovi.structure import Structure
+
+__all__ = ["check_observed", "feasible", "run"]
+
+
+class _Position(poutine.messenger.Messenger):
+    """Remembers the last site met, to name it when the program raises there."""
+
+    site: str | None = None
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["type"] in ("sample", "param"):
+            self.site = msg["name"]
+
+
+def run(program: Callable[..., Any], data: Mapping[str, Any], error: type[PyroviError]) -> Trace:
+    """Trace a program; what it raises becomes a sentence with the site and the data's shapes."""
+    position = _Position()
+    try:
+        with position:
+            return poutine.trace(program).get_trace(**data)
+    except PyroviError:
+        raise
+    except Exception as exception:
+        what = "model" if error is ModelError else "guide"
+        at = f" at or after site {position.site!r}" if position.site else ""
+        message = str(exception).strip().splitlines()
+        raise error(
+            f"the {what} raised {type(exception).__name__}{at}: {message[0] if message else 'no message'} (data: {describe(data)})"
+        ) from exception
+
+
+def feasible(site: Any) -> torch.Tensor:
+    """A moderate value for a site: the image of 0 for a continuous one, a draw for a discrete one."""
+    if getattr(site["fn"].support, "is_discrete", False):
+        return site["fn"].sample().detach()
+    return init_to_feasible(site)
+
+
+def check_observed(trace: Trace) -> Structure:
+    """The structure of a model's trace, after a look at its observed values: shapes against plates, and supports."""
+    structure = Structure.of(trace)
+    for name, site in structure.observed.items():
+        fn, value = trace.nodes[name]["fn"], trace.nodes[name]["value"]
+        expected = fn.shape()
+        plates = ", ".join(f"{p.name!r} of size {p.size}" for p in site.plates) or "no plate"
+        try:
+            joint = torch.broadcast_shapes(value.shape, expected)
+        except RuntimeError:
+            joint = None
+        if joint is None or joint.numel() != value.numel() or joint.numel() != torch.Size(expected).numel():
+            raise DataError(
+                f"site {name!r} ({plates}) has shape {tuple(expected)} but its observed value has shape {tuple(value.shape)}; "
+                "give them the same shape, with a pyro.plate or .to_event(1) for every axis of the data"
+            )
+        mask = trace.nodes[name]["mask"]
+        inside = fn.support.check(value) if _checkable(fn) else torch.ones((), dtype=torch.bool)
+        if isinstance(mask, torch.Tensor):
+            inside = inside | ~mask
+        elif mask is False:
+            continue
+        if not inside.all():
+            index = tuple(torch.nonzero(~inside)[0].tolist())
+            bad = int((~inside).sum())
+            raise DataError(
+                f"site {name!r} is {_family(fn)}, whose values are {_support_in_words(fn.support)}; {bad} observed value"
+                f"{'s are' if bad > 1 else ' is'} not, the first {_show(value[index])} at {index}"
+            )
+    return structure
+
+
+def _checkable(fn: Any) -> bool:
+    # Bounds that depend on a latent may exclude the data now and admit them later.
+    constraint, c = fn.support, torch.distributions.constraints
+    while isinstance(constraint, c.independent):
+        constraint = constraint.base_constraint
+    return not isinstance(constraint, (c.interval, c.greater_than, c.greater_than_eq, c.less_than)) or constraint in (
+        c.positive,
+        c.nonnegative,
+        c.unit_interval,
+    )
+
+
+def _family(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _support_in_words(support: Any) -> str:
+    constraint = getattr(support, "base_constraint", support)
+    words = {
+        "nonnegative_integer": "counts, 0, 1, 2, …",
+        "boolean": "0 or 1",
+        "positive": "greater than 0",
+        "nonnegative": "at least 0",
+        "unit_interval": "between 0 and 1",
+        "simplex": "positive and sum to 1",
+        "real": "real numbers",
+    }
+    return next((text for name, text in words.items() if constraint is getattr(torch.distributions.constraints, name)), str(support))
+
+
+def _show(value: torch.Tensor) -> str:
+    return f"{value.item():g}" if value.numel() == 1 else str(value.tolist())
