@@ -67,8 +67,8 @@ def draw(problem: Problem, n: int, *, pointwise: bool = False) -> Draws:
     )
 
 
-def predict(problem: Problem, posterior: Mapping[str, torch.Tensor], data: Mapping[str, Any] | None) -> Tensors:
-    """The model's observed sites (and deterministic ones, with new data) drawn anew for every posterior draw.
+def predict(problem: Problem, n: int, posterior: Mapping[str, torch.Tensor], data: Mapping[str, Any] | None) -> Tensors:
+    """The model's observed sites (and deterministic ones, with new data) drawn anew for each of `n` posterior draws.
 
     With new `data`, a latent site whose shape changes with them (a latent a datum, for other data) is drawn from the
     model given the rest.
@@ -81,8 +81,7 @@ def predict(problem: Problem, posterior: Mapping[str, torch.Tensor], data: Mappi
         )
     structure = problem.structure if data is None else _structure(problem, inputs)
     latents = {name: posterior[name] for name in problem.structure.latent}
-    n = next((len(v) for v in latents.values()), 1)
-    wanted = {n: s for n, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")}
+    wanted = {name: s for name, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")}
     out, done = [], 0
     with torch.no_grad():
         for runner in _runners(problem, n):

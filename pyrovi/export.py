@@ -43,7 +43,7 @@ def to_arviz(
         drawn = draw(problem, draws, pointwise=True)
         # A model that subsamples itself cannot be run on all of its data at once.
         whole = problem.batches is None or problem.batches.model_mode != "indexed"
-        predictive = predict(problem, drawn.posterior, None) if whole else {}
+        predictive = predict(problem, draws, drawn.posterior, None) if whole else {}
         prior_draws, prior_predictive = prior(problem, draws) if whole else ({}, {})
     structure = problem.structure
     observed = structure.observed

@@ -63,6 +63,8 @@ class Batch(Messenger):
         if site_is_subsample(msg):
             if msg["name"] == self.plate and self.mode != "whole":
                 msg["value"], msg["done"] = self.rows, True
+            elif msg["name"] == self.plate:
+                msg["stop"] = True  # keep all n indices of the guide out of its trace, or the model would replay them
             return
         for i, frame in enumerate(msg["cond_indep_stack"]):
             if frame.name == self.plate:

@@ -24,7 +24,7 @@ from pyrovi.guides.auto import make_guide
 from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors
 from pyrovi.minibatch import Batched, Minibatches
 from pyrovi.structure import Site, Structure, per_draw
-from pyrovi.tracing import check_observed, feasible, run
+from pyrovi.tracing import check_observed, feasible, in_words, outside_support, run
 
 __all__ = ["Problem", "prepare", "with_laplace"]
 
@@ -90,7 +90,9 @@ def prepare(
     if not isinstance(guide, AutoGuide):
         guide = matching_arguments(guide, tensors)
 
-    with pyro.get_param_store().scope():  # so that the guide meets an empty store, as under `svi.step`
+    # Only names and shapes are read off this run: its latent values are not the model's choice, so they are not validated. It has a
+    # store of its own, so that the guide meets an empty one, as under `svi.step`.
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         trace = run(InitMessenger(feasible)(model), tensors, ModelError)
     structure = check_observed(trace)
     if device.type != "cpu" and isinstance(guide, torch.nn.Module):
@@ -131,6 +133,13 @@ def _first_run(problem: Problem) -> tuple[Trace, Trace]:
     """Guide and model together as a step will run them, in the order of `Trace_ELBO`."""
     guide, model, data = problem.step_programs(0)
     guide_trace = run(guide, data, GuideError)
+    for name, site in problem.structure.latent.items():
+        value = guide_trace.nodes[name]["value"] if name in guide_trace.nodes else None
+        if value is not None and outside_support(site.support, value) is not None:
+            raise GuideError(
+                f"the guide draws site {name!r} outside its support: its values are {in_words(site.support)} in the model; give the guide "
+                "a distribution with that support"
+            )
     return guide_trace, run(poutine.replay(model, trace=guide_trace), data, ModelError)
 
 
@@ -165,11 +174,8 @@ def _check_finite(model_trace: Trace, guide_trace: Trace) -> None:
     for what, trace, error in (("guide", guide_trace, GuideError), ("model", model_trace, ModelError)):
         try:
             trace.compute_log_prob()
-        except ValueError as exception:  # torch's validation: a latent value outside a support
-            raise GuideError(
-                f"the guide's first draw is outside what the {what} allows: {' '.join(str(exception).split())[:300]}; "
-                "give the guide a distribution with the site's support"
-            ) from exception
+        except ValueError as exception:  # torch's validation
+            raise error(f"the {what} cannot be scored at the guide's first draw: {str(exception).splitlines()[0]}") from exception
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(torch.as_tensor(node["log_prob_sum"])).all():
                 raise error(

@@ -111,7 +111,7 @@ class Fit:
             DataError: The model cannot be run on the new data.
         """
         with self.loaded(n, seed) as problem:
-            return predict(problem, draw(problem, n).posterior, data)
+            return predict(problem, n, draw(problem, n).posterior, data)
 
     def prior(self, n: int = 1_000, *, seed: int | None = None) -> tuple[Tensors, Tensors]:
         """Draws of the model alone: latent and deterministic sites, and observed sites."""

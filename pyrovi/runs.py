@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -45,17 +44,20 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> FilePath:
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
-        raise RunFolderError(f"run folder {path} cannot be made: {parent} is not a folder that can be written to")
+    try:
+        tempfile.TemporaryDirectory(prefix=".pyrovi-", dir=parent).cleanup()  # permissions alone do not tell
+    except OSError as error:
+        raise RunFolderError(f"run folder {path} cannot be made: {parent} is not a folder that can be written to") from error
     return path
 
 
 @contextmanager
 def _whole(path: FilePath) -> Iterator[FilePath]:
     """A folder that appears at `path` only when complete."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    draft = FilePath(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.absolute().parent))
+    draft = None
     try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        draft = FilePath(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.absolute().parent))
         yield draft
         draft.chmod(0o755)
         if path.exists():
@@ -64,7 +66,8 @@ def _whole(path: FilePath) -> Iterator[FilePath]:
     except OSError as error:
         raise RunFolderError(f"run folder {path} could not be written: {error}") from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int = 1_000) -> None:

@@ -14,7 +14,7 @@ from pyrovi.errors import DataError, ModelError, PyroviError
 from pyrovi.inputs import describe
 from pyrovi.structure import Structure
 
-__all__ = ["check_observed", "feasible", "run"]
+__all__ = ["check_observed", "feasible", "in_words", "outside_support", "run"]
 
 
 class _Position(poutine.messenger.Messenger):
@@ -67,41 +67,41 @@ def check_observed(trace: Trace) -> Structure:
                 f"site {name!r} ({plates}) has shape {tuple(expected)} but its observed value has shape {tuple(value.shape)}; "
                 "give them the same shape, with a pyro.plate or .to_event(1) for every axis of the data"
             )
-        mask = trace.nodes[name]["mask"]
-        inside = fn.support.check(value) if _checkable(fn) else torch.ones((), dtype=torch.bool)
-        if isinstance(mask, torch.Tensor):
-            inside = inside | ~mask
-        elif mask is False:
-            continue
-        if not inside.all():
-            index = tuple(torch.nonzero(~inside)[0].tolist())
-            bad = int((~inside).sum())
+        outside = outside_support(fn.support, value)
+        if outside is not None:
+            index = tuple(torch.nonzero(outside)[0].tolist())
+            count = int(outside.sum())
             raise DataError(
-                f"site {name!r} is {_family(fn)}, whose values are {_support_in_words(fn.support)}; {bad} observed value"
-                f"{'s are' if bad > 1 else ' is'} not, the first {_show(value[index])} at {index}"
+                f"site {name!r} is {_family(fn)}, whose values are {in_words(fn.support)}; {count} observed value"
+                f"{'s are' if count > 1 else ' is'} not, the first {_show(value[index])} at {index}"
             )
     return structure
 
 
-def _checkable(fn: Any) -> bool:
-    # Bounds that depend on a latent may exclude the data now and admit them later.
-    constraint, c = fn.support, torch.distributions.constraints
-    while isinstance(constraint, c.independent):
-        constraint = constraint.base_constraint
-    return not isinstance(constraint, (c.interval, c.greater_than, c.greater_than_eq, c.less_than)) or constraint in (
-        c.positive,
-        c.nonnegative,
-        c.unit_interval,
-    )
+def outside_support(support: Any, value: torch.Tensor) -> torch.Tensor | None:
+    """Where a value is outside a support, a boolean tensor; None if nowhere, or if the support's own bounds may move."""
+    c = torch.distributions.constraints
+    base = support
+    while isinstance(base, c.independent):
+        base = base.base_constraint
+    if isinstance(base, (c.interval, c.greater_than, c.greater_than_eq, c.less_than)) and base not in FIXED:
+        return None  # bounds that depend on a latent may exclude the value now and admit it later
+    outside = ~support.check(value)
+    return outside if outside.any() else None
+
+
+FIXED = tuple(getattr(torch.distributions.constraints, name) for name in ("positive", "nonnegative", "unit_interval"))
+WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
 
 
 def _family(fn: Any) -> str:
-    while hasattr(fn, "base_dist"):
+    while type(fn).__name__ in WRAPPERS:
         fn = fn.base_dist
     return type(fn).__name__
 
 
-def _support_in_words(support: Any) -> str:
+def in_words(support: Any) -> str:
+    """What the values of a support are."""
     constraint = getattr(support, "base_constraint", support)
     words = {
         "nonnegative_integer": "counts, 0, 1, 2, …",
