@@ -1,4 +1,4 @@
-"""Mean-field q(beta) = Π Normal, times q(variance) = InverseGamma where the noise is unknown, for `pyrovi.models.linear_regression`."""
+"""Mean field for `pyrovi.models.linear_regression`: q(beta) = Π Normal; q(variance) = InverseGamma where the noise is unknown."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from pyrovi.exact import ExactPosterior
 __all__ = ["exact", "load", "model", "ring"]
 
 FLOOR = 0.05
-"""The least prior intensity of a pixel. Sixteen pixels are 0 in all 178 images; a Gamma prior of shape 0 would be improper there."""
+"""The least prior intensity of a pixel. Sixteen pixels are 0 in all 178 images; a shape of 0 there would be improper."""
 
 
 def model(x: torch.Tensor, prior_image: torch.Tensor, weight: float = 2.0) -> None:
@@ -49,7 +49,8 @@ def ring() -> NDArray[np.float64]:
     """
     row, column = np.mgrid[:8, :8] - 3.5
     radius = np.hypot(row / 1.2, column)
-    return (FLOOR + 13 * np.exp(-0.5 * ((radius - 2.2) / 0.8) ** 2)).ravel()
+    image: NDArray[np.float64] = FLOOR + 13 * np.exp(-0.5 * ((radius - 2.2) / 0.8) ** 2)
+    return image.ravel()
 
 
 def exact(x: ArrayLike, prior_image: ArrayLike, weight: float = 2.0) -> ExactPosterior:

@@ -109,11 +109,7 @@ def exact(
     return ExactPosterior(
         marginals={"variance": stats.invgamma(a, scale=b), "beta": stats.t(2 * a, mean, t_scale * np.sqrt(np.diag(cov)))},
         log_evidence=float(
-            -0.5 * (n * math.log(2 * math.pi) + log_det)
-            + shape * math.log(rate)
-            - a * math.log(b)
-            + gammaln(a)
-            - gammaln(shape)
+            -0.5 * (n * math.log(2 * math.pi) + log_det) + shape * math.log(rate) - a * math.log(b) + gammaln(a) - gammaln(shape)
         ),
         predictive={"y": stats.t(2 * a, rows @ mean, t_scale * np.sqrt(1 + spread))},
         covariance={"beta": cov * b / (a - 1)},

@@ -49,7 +49,9 @@ def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 1
     reference = other.marginals if isinstance(other, ExactPosterior) else _sample(other, draws, seed)
     common = [name for name in sample if name in reference]
     if not common:
-        raise PyroviError(f"nothing to compare: the fit has {', '.join(sample) or 'no variable'}, the reference {', '.join(reference)}")
+        raise PyroviError(
+            f"nothing to compare: the fit has {', '.join(sample) or 'no variable'}, the reference {', '.join(reference)}"
+        )
     rows: dict[str, dict[str, float]] = {}
     for name in common:
         q = _columns(sample[name])
@@ -140,4 +142,8 @@ def _evidence(fit: Any, other: Any, draws: int, seed: int | None) -> dict[str, A
         elbo = fit.estimate_elbo(draws, seed=seed)
     if not isinstance(other, ExactPosterior):
         return {"elbo": elbo}
-    return {"elbo": elbo, "log_evidence": float(other.log_evidence), "kl": Estimate(float(other.log_evidence) - elbo.value, elbo.se)}
+    return {
+        "elbo": elbo,
+        "log_evidence": float(other.log_evidence),
+        "kl": Estimate(float(other.log_evidence) - elbo.value, elbo.se),
+    }

@@ -69,10 +69,7 @@ class Parameters:
 
     def constrained(self, values: Mapping[str, torch.Tensor]) -> Tensors:
         """Unconstrained values mapped into each parameter's own space."""
-        return {
-            name: torch.distributions.transform_to(self.constraints[name])(value).detach()
-            for name, value in values.items()
-        }
+        return {name: torch.distributions.transform_to(self.constraints[name])(value).detach() for name, value in values.items()}
 
     @contextmanager
     def loaded(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:

@@ -27,14 +27,14 @@ JOINT = (autoguide.AutoContinuous, autoguide.AutoStructured)
 """Autoguides that keep all latents in one vector, whose length they read off the model's first run."""
 
 
-def find_plate(
-    structure: Structure, data: Mapping[str, Any], batch_size: int | Mapping[str, int] | None
-) -> tuple[str | None, int]:
+def find_plate(structure: Structure, data: Mapping[str, Any], batch_size: int | Mapping[str, int] | None) -> tuple[str | None, int]:
     """The plate to batch and the size of a batch; no plate where there is nothing to batch."""
     plates = structure.plates
     own = {name: p for name, p in plates.items() if p.subsample_size < p.size}
     if len(own) > 1:
-        raise ModelError(f"the model subsamples {len(own)} plates ({', '.join(map(repr, own))}); pyrovi batches one, so run the others whole")
+        raise ModelError(
+            f"the model subsamples {len(own)} plates ({', '.join(map(repr, own))}); pyrovi batches one, so run the others whole"
+        )
     if batch_size is None:
         return next(((name, p.subsample_size) for name, p in own.items()), (None, 0))
     if isinstance(batch_size, Mapping):
@@ -50,8 +50,8 @@ def find_plate(
     plate = plates[name]
     if name in own and size != plate.subsample_size:
         raise SettingsError(
-            f"plate {name!r} has subsample_size={plate.subsample_size} written into the model; pass batch_size={plate.subsample_size}, "
-            "or drop it from the model"
+            f"plate {name!r} has subsample_size={plate.subsample_size} written into the model; pass that as "
+            "batch_size, or drop it from the model"
         )
     return (None, 0) if size >= plate.size else (name, size)
 
@@ -99,7 +99,9 @@ def find_batches(
         found = _try(batched, batched.model, ModelError, check_observed)
         for name, p in found.plates.items():
             if name != plate and name in structure.plates and p.size != structure.plates[name].size:
-                raise DataError(f"plate {name!r} would shrink from {structure.plates[name].size} to {p.size} along with plate {plate!r}")
+                raise DataError(
+                    f"plate {name!r} would shrink from {structure.plates[name].size} to {p.size} along with plate {plate!r}"
+                )
         return found
 
     model_mode, narrow = _first_that_works("model", modes, try_model, sliced, plate)
@@ -107,8 +109,8 @@ def find_batches(
     if isinstance(guide, AutoGuide):
         if pad_to and isinstance(guide, JOINT) and any(site.inside(plate) for site in structure.latent.values()):
             raise GuideError(
-                f"{type(guide).__name__} cannot be batched over plate {plate!r}, which the model subsamples itself and which has latents; "
-                f"write the plate plainly, pyro.plate({plate!r}, len(x)) with obs=x, or use guide='normal'"
+                f"{type(guide).__name__} cannot be batched over plate {plate!r}, which has latents and which the "
+                f"model subsamples itself; write the plate plainly, pyro.plate({plate!r}, len(x)) with obs=x, or use guide='normal'"
             )
         if pad_to:
             guide.create_plates = lambda *_, **__: pyro.plate(plate, size, dim=own.dim)
@@ -119,7 +121,8 @@ def find_batches(
     if plate in guide_plates and guide_plates[plate].subsample_size < size:
         if guide_plates[plate].subsample_size != batch_size:
             raise SettingsError(
-                f"plate {plate!r} has subsample_size={guide_plates[plate].subsample_size} in the guide; pass that as batch_size, or drop it there"
+                f"plate {plate!r} has subsample_size={guide_plates[plate].subsample_size} in the guide; pass that as batch_size, "
+                "or drop it there"
             )
         pad_to, modes = batch_size, ("indexed",)
     else:
@@ -133,7 +136,9 @@ def find_batches(
             found = _try(batched, batched.guide, GuideError, Structure.of)
         for name, site in narrow.latent.items():
             if name in found.sites and found.sites[name].shape != site.shape:
-                raise GuideError(f"site {name!r} has shape {tuple(found.sites[name].shape)} in the guide, {tuple(site.shape)} in the model")
+                raise GuideError(
+                    f"site {name!r} has shape {tuple(found.sites[name].shape)} in the guide, {tuple(site.shape)} in the model"
+                )
         if mode == "sliced":
             parameters.update(_row_parameters(full["params"], small["params"], size, batch_size))
         return found
@@ -187,7 +192,8 @@ def _row_parameters(full: Mapping[str, torch.Tensor], small: Mapping[str, torch.
         axes = [i for i, pair in enumerate(zip(a, b, strict=False)) if pair == (size, batch)]
         if len(a) != len(b) or len(axes) != 1 or sum(x != y for x, y in zip(a, b, strict=True)) != 1:
             raise GuideError(
-                f"parameter {name!r} has shape {tuple(a)} for all data and {tuple(b)} for a batch; give it one row a datum, or let its shape not depend on the data"
+                f"parameter {name!r} has shape {tuple(a)} for all data and {tuple(b)} for a batch; give it one row a datum, or a "
+                "shape that does not depend on the data"
             )
         found[name] = axes[0]
     return found

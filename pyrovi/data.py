@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,6 @@ def diabetes(*, standardised: bool = True) -> Regression:
     return Regression(X, y, arrays["features"].tolist())
 
 
-def _read(name: str) -> dict[str, NDArray[np.generic]]:
+def _read(name: str) -> dict[str, Any]:
     with resources.as_file(resources.files("pyrovi") / "datasets" / f"{name}.npz") as path, np.load(path) as arrays:
         return dict(arrays)

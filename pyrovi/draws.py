@@ -14,6 +14,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 
 from pyrovi._typing import Tensors
@@ -21,7 +22,7 @@ from pyrovi.errors import DataError, ModelError
 from pyrovi.inputs import check_arguments, describe, to_tensors
 from pyrovi.minibatch import Batched
 from pyrovi.preflight import Problem
-from pyrovi.structure import Site, Structure, per_draw
+from pyrovi.structure import Site, Structure, is_deterministic, per_draw
 
 __all__ = ["Draws", "draw", "predict", "prior"]
 
@@ -76,12 +77,14 @@ def predict(problem: Problem, n: int, posterior: Mapping[str, torch.Tensor], dat
     inputs = problem.data if data is None else _new_data(problem, data)
     if data is None and problem.batches is not None and problem.batches.model_mode == "indexed":
         raise ModelError(
-            f"the model subsamples plate {problem.batches.plate!r} itself, so it cannot predict all of it; write the plate plainly, as "
-            f"pyro.plate({problem.batches.plate!r}, len(x)), or pass data="
+            f"the model subsamples plate {problem.batches.plate!r} itself, so it cannot predict all of it; write the plate "
+            f"plainly, as pyro.plate({problem.batches.plate!r}, len(x)), or pass data="
         )
     structure = problem.structure if data is None else _structure(problem, inputs)
     latents = {name: posterior[name] for name in problem.structure.latent}
-    wanted = {name: s for name, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")}
+    wanted = {
+        name: s for name, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")
+    }
     out, done = [], 0
     with torch.no_grad():
         for runner in _runners(problem, n):
@@ -90,7 +93,7 @@ def predict(problem: Problem, n: int, posterior: Mapping[str, torch.Tensor], dat
                 site = structure.sites.get(name)
                 if site is not None and site.shape == problem.structure.sites[name].shape:
                     given[name] = value[done : done + runner.size].reshape(runner.size, *site.shape)
-            trace = runner.trace(poutine.uncondition(problem.model), inputs, given, structure)
+            trace = runner.trace(_Simulate()(problem.model), inputs, given, structure)
             out.append({name: _tidy(runner.value(trace.nodes[name], s.shape, s), s) for name, s in wanted.items()})
             done += runner.size
     return _cat(iter(out))
@@ -103,10 +106,18 @@ def prior(problem: Problem, n: int) -> tuple[Tensors, Tensors]:
     sites = {name: s for name, s in structure.sites.items() if s.kind != "factor"}
     with torch.no_grad():
         for runner in _runners(problem, n):
-            trace = runner.trace(poutine.uncondition(problem.model), problem.data)
+            trace = runner.trace(_Simulate()(problem.model), problem.data)
             out.append({name: _tidy(runner.value(trace.nodes[name], s.shape, s), s) for name, s in sites.items()})
     drawn = _cat(iter(out))
     return {n: v for n, v in drawn.items() if n not in structure.observed}, {n: drawn[n] for n in structure.observed}
+
+
+class _Simulate(UnconditionMessenger):
+    """Draws what was observed. A deterministic site is observed too, in Pyro's way of writing it, and stays as computed."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg):
+            super()._pyro_sample(msg)
 
 
 class _Runner:
@@ -141,6 +152,8 @@ class _Runner:
     def _take_back(self, value: torch.Tensor, shape: tuple[int, ...], batch: int) -> torch.Tensor:
         if not self._vectorize:
             return value.expand(shape)[None]
+        if value.dim() and len(value) == self.size and value.numel() == self.size * torch.Size(shape).numel():
+            return value.reshape(self.size, *shape)  # a deterministic site may know nothing of its plates
         return value.expand(self._pad(shape, batch)).reshape(self.size, *shape)
 
     def value(self, node: Any, shape: tuple[int, ...], site: Site) -> torch.Tensor:
@@ -208,7 +221,9 @@ def _from_guide(problem: Problem, runner: _Runner) -> tuple[Tensors, torch.Tenso
         log_q += runner.total(trace, block.counts)
         for name, site in sites.items():
             if block.counts(trace.nodes[name]):
-                pieces.setdefault(name, []).append(block.drop_padding(runner.value(trace.nodes[name], block.shape(site), site), site))
+                pieces.setdefault(name, []).append(
+                    block.drop_padding(runner.value(trace.nodes[name], block.shape(site), site), site)
+                )
         shared = {name: pieces[name][0] for name, site in sites.items() if block.plate is not None and not site.inside(block.plate)}
     return {name: _join(problem, pieces[name], name) for name in sites}, log_q
 
@@ -294,11 +309,11 @@ def _is_outcome(problem: Problem, value: Any) -> bool:
 def _structure(problem: Problem, data: Mapping[str, Any]) -> Structure:
     try:
         with poutine.block():
-            trace = poutine.trace(poutine.uncondition(problem.model)).get_trace(**data)
+            trace = poutine.trace(_Simulate()(problem.model)).get_trace(**data)
     except Exception as error:
         raise DataError(
-            f"the model cannot be run on the new data ({describe(data)}): {type(error).__name__}: {str(error).splitlines()[0]}; outcomes "
-            "that are not given are passed as None, so let the model take them as None and read sizes off the other data"
+            f"the model cannot be run on the new data ({describe(data)}): {type(error).__name__}: {str(error).splitlines()[0]}; "
+            "outcomes that are not given are passed as None, so let the model take them as None and read sizes off the other data"
         ) from error
     found = Structure.of(trace)
     outcomes = problem.structure.observed

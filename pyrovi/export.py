@@ -74,16 +74,20 @@ def to_arviz(
         if values:
             groups[name] = sampled(values)
     if observed:
-        values = {n: _kept(v, observed[n]) for n, v in zip(observed, problem.outcomes, strict=True)}
-        groups["observed_data"] = dataset(values, {n: axes.of(observed[n]) for n in observed}, axes.coords, ())
+        outcomes = {n: _kept(v, observed[n]) for n, v in zip(observed, problem.outcomes, strict=True)}
+        groups["observed_data"] = dataset(outcomes, {n: axes.of(observed[n]) for n in observed}, axes.coords, ())
     constant = {
         name: np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
         for name, value in problem.data.items()
         if not any(value is outcome for outcome in problem.outcomes) and value is not None
     }
     if constant:
-        groups["constant_data"] = dataset(constant, {n: axes.of_data(n, v, structure.plates) for n, v in constant.items()}, axes.coords, ())
-    groups["optimization"] = dataset({"elbo": fit.elbo}, {"elbo": ["restart", "step"]}, {"step": np.arange(1, fit.elbo.shape[1] + 1)}, ())
+        groups["constant_data"] = dataset(
+            constant, {n: axes.of_data(n, v, structure.plates) for n, v in constant.items()}, axes.coords, ()
+        )
+    groups["optimization"] = dataset(
+        {"elbo": fit.elbo}, {"elbo": ["restart", "step"]}, {"step": np.arange(1, fit.elbo.shape[1] + 1)}, ()
+    )
     axes.check()
 
     attrs = {
@@ -115,7 +119,8 @@ def dataset(
         names += [f"{name}_dim_{i}" for i in range(array.ndim - len(names))]
         variables[name] = xr.DataArray(array, dims=names)
     out = xr.Dataset(variables)
-    return out.assign_coords({d: coords[d] if d in coords else np.arange(size) for d, size in out.sizes.items() if d not in out.variables})
+    unlabelled = {str(d): size for d, size in out.sizes.items() if d not in out.variables}
+    return out.assign_coords({d: coords[d] if d in coords else np.arange(size) for d, size in unlabelled.items()})
 
 
 class _Axes:
@@ -139,6 +144,7 @@ class _Axes:
 
     def of_data(self, name: str, value: np.ndarray[Any, Any], plates: Mapping[str, Any]) -> list[str]:
         """The axes of an argument: a plate's name where exactly one plate has that length."""
+
         def plate(size: int) -> str:
             fits = [p.name for p in plates.values() if p.size == size and p.name != name]
             return fits[0] if len(fits) == 1 else ""

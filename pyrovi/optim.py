@@ -106,7 +106,9 @@ def _constructor(optimizer: object) -> tuple[Callable[..., torch.optim.Optimizer
         return optimizer, cls.__name__  # type: ignore[return-value]
     if callable(optimizer):  # pyro.optim.Adam and its kind are functions that want a dictionary of options
         name = getattr(optimizer, "__name__", "function")
-        raise SettingsError(f"optimizer={name} is a function; call it first, as in pyro.optim.{name}({{'lr': 0.01}}), or pass its name")
+        raise SettingsError(
+            f"optimizer={name} is a function; call it first, as in pyro.optim.{name}({{'lr': 0.01}}), or pass its name"
+        )
     raise SettingsError(f"optimizer must be a name, a torch.optim class or a pyro.optim instance; got {type(optimizer).__name__}")
 
 

@@ -57,7 +57,9 @@ class Problem:
         return isinstance(self.guide, AutoDelta) or not self.structure.latent
 
     def batched(self, *, estimate_full: bool = True) -> Batched | None:
-        return self.batches and Batched(self.batches, self.model, self.guide, self.data, estimate_full=estimate_full)
+        if self.batches is None:
+            return None
+        return Batched(self.batches, self.model, self.guide, self.data, estimate_full=estimate_full)
 
     def step_programs(self, block: int) -> tuple[Guide, Model, dict[str, Any]]:
         """Guide, model and their arguments, as one step runs them: on all data, or on one block of the rows in order."""
@@ -137,8 +139,8 @@ def _first_run(problem: Problem) -> tuple[Trace, Trace]:
         value = guide_trace.nodes[name]["value"] if name in guide_trace.nodes else None
         if value is not None and outside_support(site.support, value) is not None:
             raise GuideError(
-                f"the guide draws site {name!r} outside its support: its values are {in_words(site.support)} in the model; give the guide "
-                "a distribution with that support"
+                f"the guide draws site {name!r} outside its support: its values are {in_words(site.support)} in the model; give "
+                "the guide a distribution with that support"
             )
     return guide_trace, run(poutine.replay(model, trace=guide_trace), data, ModelError)
 
@@ -161,7 +163,8 @@ def _check_match(model: Structure, guide: Structure, *, is_auto: bool) -> None:
         mine = guide.sites[name]
         if not is_auto and (mine.shape != site.shape or mine.event_dim != site.event_dim):
             raise GuideError(
-                f"site {name!r} has {_shape(mine)} in the guide and {_shape(site)} in the model; use the same plates and .to_event in both"
+                f"site {name!r} has {_shape(mine)} in the guide and {_shape(site)} in the model; use the same plates "
+                "and .to_event in both"
             )
 
 
@@ -220,8 +223,8 @@ def with_laplace(problem: Problem, values: Mapping[str, torch.Tensor]) -> Proble
     with problem.parameters.loaded(values):
         try:
             return replace(problem, guide=problem.guide.laplace_approximation(**problem.data))
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ModelError(
-                "the Laplace approximation does not exist: the log joint does not curve downwards in every direction at the mode that "
-                "was found; run more steps, or use guide='normal'"
+                "the Laplace approximation does not exist: the log joint does not curve downwards in every direction at the mode "
+                "that was found; run more steps, or use guide='normal'"
             ) from error

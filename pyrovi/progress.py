@@ -21,7 +21,8 @@ class Progress:
 
     def __init__(self, steps: int, show: bool | None) -> None:
         wanted = sys.stderr.isatty() or _in_notebook() if show is None else show
-        self._steps, self._wanted, self._bar = steps, wanted, None
+        self._steps, self._wanted = steps, wanted
+        self._bar: Any = None
         self._began = 0.0
         self.due: float = 1 if wanted else float("inf")
 
@@ -30,7 +31,7 @@ class Progress:
         if self._wanted:
             from tqdm.auto import tqdm
 
-            self._bar: Any = tqdm(total=self._steps, desc="fit", unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=self._steps, desc="fit", unit="step", dynamic_ncols=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -10,7 +10,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pyrovi._isolation import isolated
@@ -160,7 +159,9 @@ class Fit:
         """
         from pyrovi.export import summary
 
-        return summary(self.to_arviz(draws, seed=seed), point_estimate=bool(self.problem and self.problem.point_estimate), **options)
+        return summary(
+            self.to_arviz(draws, seed=seed), point_estimate=bool(self.problem and self.problem.point_estimate), **options
+        )
 
     def save(self, folder: Path, *, overwrite: bool = False, draws: int = 1_000) -> None:
         """Write a run folder: `fit.json`, `parameters.safetensors`, `data.safetensors` and `posterior.nc`.
@@ -176,11 +177,13 @@ class Fit:
 
     @contextmanager
     def loaded(self, n: int = 1, seed: int | None = None) -> Iterator[Problem]:
-        """A clean room with this fit's parameters in Pyro's store, where its model and guide can be run; for pyrovi's other verbs."""
+        """A clean room with this fit's parameters in Pyro's store, where its model and guide can be run."""
         if not (isinstance(n, int) and n >= 1):
             raise SettingsError(f"the number of draws must be a whole number of at least 1; got {n!r}")
         if self.problem is None:
-            raise PyroviError("this fit was loaded without its model; give it to pyrovi.load(folder, model=…, guide=…) to draw from it")
+            raise PyroviError(
+                "this fit was loaded without its model; give it to pyrovi.load(folder, model=…, guide=…) to draw from it"
+            )
         # Another stream than the fit's own: fresh draws must not be those that the optimiser saw.
         stream = int(np.random.SeedSequence([self.seed if seed is None else seed, 1]).generate_state(1)[0])
         with isolated(stream, self.problem.dtype), self.problem.parameters.loaded(self.unconstrained):

@@ -166,4 +166,4 @@ def _problem(fit: Fit, model: Any, guide: Any, data: Data) -> Problem:
             odd = sorted(set(have.items()) ^ set(stored.items()))[0][0]
             raise ModelError(f"the run's parameters are not those of this model and guide; parameter {odd!r} differs")
         problem.parameters.give_back(problem.parameters.values())
-    return with_laplace(problem, fit.unconstrained)
+        return with_laplace(problem, fit.unconstrained)

@@ -49,11 +49,6 @@ class Plateau(NamedTuple):
     tolerance: float
 
     @property
-    def level(self) -> bool:
-        """Whether any gain is lost in the noise: enough to average the window, not to call the fit converged."""
-        return abs(self.gain) <= max(2 * self.se, self.tolerance) and math.isfinite(self.se)
-
-    @property
     def reached(self) -> bool:
         """Whether the gain is within the tolerance beyond doubt."""
         return abs(self.gain) + 2 * self.se <= self.tolerance
@@ -65,11 +60,12 @@ class Plateau(NamedTuple):
 def plateau(elbo: NDArray[np.floating], dimension: int) -> Plateau:
     """Judge one window of the ELBO's trace, shape `(steps,)`, of a model with `dimension` latent scalars.
 
-    Standard errors are those of batch means, so that a slow wander of the parameters counts as noise.
+    Standard errors are those of block means, so that autocorrelation counts. Their variance is read off the differences of
+    neighbouring blocks (von Neumann, 1941), so that a steady rise does not count as noise.
     """
     if len(elbo) < MIN_WINDOW:
         return Plateau(math.nan, math.inf, tolerance(dimension))
     means = np.array([block.mean() for block in np.array_split(np.asarray(elbo, dtype=float), 2 * BLOCKS)])
-    first, second = means[:BLOCKS], means[BLOCKS:]
-    se = math.sqrt((first.var(ddof=1) + second.var(ddof=1)) / BLOCKS)
-    return Plateau(float(second.mean() - first.mean()), se, tolerance(dimension))
+    variance = np.square(np.diff(means)).mean() / 2
+    gain = means[BLOCKS:].mean() - means[:BLOCKS].mean()
+    return Plateau(float(gain), math.sqrt(2 * variance / BLOCKS), tolerance(dimension))

@@ -91,10 +91,11 @@ class Structure:
             if node["infer"].get("is_auxiliary") and not site_is_factor(node):  # type: ignore[arg-type]
                 continue
             plates = tuple(Plate(f.name, int(f.full_size or f.size), f.dim, int(f.size)) for f in node["cond_indep_stack"])
-            fn = node["fn"]
-            value = node["value"]
-            shape = value.shape if isinstance(value, torch.Tensor) else torch.Size()
-            sites[name] = Site(name, shape, fn.event_dim, plates, getattr(fn, "support", None), _kind(node))
+            fn, value, kind = node["fn"], node["value"], _kind(node)
+            event_dim = fn.event_dim
+            if kind == "deterministic":  # Pyro takes the whole value for an event; its plates know better
+                event_dim = max(0, value.dim() - max([0, *(-p.dim for p in plates if p.dim is not None)]))
+            sites[name] = Site(name, value.shape, event_dim, plates, fn.support, kind)
         return cls(sites)
 
     def of_kind(self, kind: str) -> dict[str, Site]:

@@ -112,7 +112,9 @@ def in_words(support: Any) -> str:
         "simplex": "positive and sum to 1",
         "real": "real numbers",
     }
-    return next((text for name, text in words.items() if constraint is getattr(torch.distributions.constraints, name)), str(support))
+    return next(
+        (text for name, text in words.items() if constraint is getattr(torch.distributions.constraints, name)), str(support)
+    )
 
 
 def _show(value: torch.Tensor) -> str:

@@ -1,0 +1,43 @@
+# `make demo` and `make test` need Python 3.11 or newer and make; they set up everything else themselves, in .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+export OMP_NUM_THREADS := 1
+
+.PHONY: setup demo test test-all lint types wheel bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "pyrovi needs Python 3.11 or newer; name one, as in: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/pyrovi fit gamma_poisson
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -q
+
+test-all: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m 'slow or not slow'
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup
+	$(BIN)/mypy
+
+wheel: setup
+	$(BIN)/python tests/check_wheel.py
+
+bench: setup
+	$(BIN)/python benchmarks/eager.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,237 @@
+"""Figures of a fit, as matplotlib `Figure`s.
+
+They are made without pyplot, so that no figure stays open and no setting changes. Save one with `.savefig(path)`; a notebook shows
+one as the last line of a cell, after `%matplotlib inline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyrovi import _arviz
+from pyrovi.errors import PyroviError, SettingsError, nearest
+from pyrovi.exact import ExactPosterior
+from pyrovi.result import Fit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["FITTED", "REFERENCE", "elbo", "images", "is_point", "posterior", "sample"]
+
+FITTED, REFERENCE = "#3f74b5", "#d1570f"
+"""The colours of q and of the exact posterior, apart for colour-blind readers; the report puts its own shades in their place."""
+
+POINTS, BINS, GRID = 800, 40, 300
+"""Steps drawn of a trace, bars of a histogram, points of a density curve: as many as a panel can show."""
+
+TAIL = 0.004
+"""What a panel leaves out at either end; heavy tails would squeeze the rest."""
+
+
+def sample(fit: Fit, draws: int = 1_000) -> dict[str, NDArray[np.float64]]:
+    """Draws from q by name, `(draws, *shape)` arrays: fresh ones, or the stored ones of a fit that was loaded without its model."""
+    if fit.problem is not None:
+        return {name: value.double().cpu().numpy() for name, value in fit.posterior(draws).items()}
+    if "posterior" not in _arviz.groups(fit.stored):
+        return {}
+    stacked = _arviz.group(fit.stored, "posterior").stack(__sample__=("chain", "draw")).transpose("__sample__", ...)
+    return {str(name): np.asarray(value, dtype=float) for name, value in stacked.data_vars.items()}
+
+
+def is_point(fit: Fit) -> bool:
+    """Whether q is a point, which has no spread to show."""
+    if fit.problem is not None:
+        return fit.problem.point_estimate
+    return bool(_arviz.group(fit.stored, "optimization").attrs.get("point_estimate", False))
+
+
+def elbo(fit: Fit, exact: ExactPosterior | None = None) -> Figure:
+    """The ELBO by step: the whole run on a logarithmic axis, and its second half on the scale of its own noise.
+
+    The points are single steps, 800 of them at most. The line is the mean over the fiftieth of the run that ends there, and
+    early on over a tenth of the steps so far, so that it follows the climb.
+
+    Args:
+        fit: The fit.
+        exact: Its log evidence, which no ELBO exceeds, is drawn as a line where it is near enough to see.
+
+    Raises:
+        PyroviError: The fit diverged before its first step was done.
+    """
+    from matplotlib.figure import Figure
+
+    steps = fit.elbo.shape[-1]
+    if not steps:
+        raise PyroviError("the fit has no ELBO to plot: it diverged at its first step")
+    window = steps // 50
+    early = np.unique(np.geomspace(1, steps, POINTS).astype(int)) - 1
+    late = np.unique(np.linspace(steps // 2, steps - 1, POINTS).astype(int))
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, shown, title in zip(figure.subplots(1, 2), (early, late), ("whole run", "second half, zoomed"), strict=True):
+        for trace in fit.elbo:
+            mean = [trace[i - min(window, i // 10) : i + 1].mean() for i in shown]
+            axes.plot(shown + 1, trace[shown], ".", color=FITTED, alpha=0.4, markersize=4, markeredgewidth=0, label="single step")
+            axes.plot(shown + 1, mean, color=FITTED, label="running mean")
+        if exact is not None:
+            axes.axhline(exact.log_evidence, color=REFERENCE, linestyle="--", label=f"log evidence {exact.log_evidence:,.2f}")
+        if shown is early:
+            axes.set_xscale("log")
+        else:
+            low, high = np.quantile(fit.elbo[:, late], [0.01, 0.99])  # a single particle throws far outliers
+            margin = 0.1 * (high - low) or 0.5
+            if exact is not None and high < exact.log_evidence < high + 20 * margin:
+                high = exact.log_evidence
+            axes.set_ylim(low - margin, high + margin)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("step")
+        axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-4, 7))
+        _bare(axes)
+    figure.axes[0].set_ylabel("ELBO (nats)")
+    figure.legend(*_legend(figure.axes[:1]), loc="outside upper left", ncols=3, markerscale=2, frameon=False)
+    return figure
+
+
+def posterior(
+    fit: Fit,
+    exact: ExactPosterior | None = None,
+    var_names: Sequence[str] | None = None,
+    *,
+    max_panels: int = 12,
+    draws: int = 1_000,
+) -> Figure:
+    """Histograms of draws from q, and over them the exact densities.
+
+    Args:
+        fit: The fit.
+        exact: Its marginals are drawn as curves, for the variables that it has.
+        var_names: The variables to show; all when None or empty.
+        max_panels: How many scalars to show; past it every variable has its share, spread evenly over its elements, and
+            the figure says how many of each are shown.
+        draws: Draws from q; 1,000 make a histogram smooth enough to judge by eye.
+
+    Raises:
+        PyroviError: The fit is a point estimate, or has no latent variable.
+        SettingsError: A name is not a variable of the fit.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if is_point(fit):
+        raise PyroviError("the fit is a point estimate, or has no latent variable: it has no spread to plot")
+    values = sample(fit, draws)
+    for name in var_names or ():
+        if name not in values:
+            raise SettingsError(f"unknown variable {name!r}; {nearest(name, values)}")
+    values = {name: values[name] for name in (var_names or values)}
+    chosen = _spread({name: value[0].size for name, value in values.items()}, max(1, max_panels))
+    panels = sum(map(len, chosen.values()))
+    columns = min(4, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(9, 0.7 + 1.7 * rows), layout="constrained")
+    grid = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    for name, elements in chosen.items():
+        shape, flat = values[name].shape[1:], values[name].reshape(len(values[name]), -1)[:, elements]
+        marginal = exact.marginals.get(name) if exact is not None else None
+        x, density = _curves(flat, marginal, shape, elements)
+        for i, element in enumerate(elements):
+            axes = next(grid)
+            height, edges = np.histogram(flat[:, i], BINS, (x[0, i], x[-1, i]))
+            # A share of all draws, those beyond the panel included: a density that the curve can be held against.
+            height = height / (len(flat) * np.diff(edges))
+            axes.stairs(height, edges, fill=True, color=FITTED, alpha=0.5, label="draws from q")
+            top = height.max()
+            if density is not None:
+                axes.plot(x[:, i], density[:, i], color=REFERENCE, label="exact posterior")
+                peak = np.argmax(density[:, i])
+                # A density may be infinite at its edge; a peak between the edges is worth most of the height.
+                top = max(top, min(density[peak, i], (1.5 if peak in (0, GRID - 1) else 5) * top))
+            axes.set(xlim=(x[0, i], x[-1, i]), ylim=(0, 1.08 * top or 1), yticks=[])
+            axes.set_title(_label(name, np.unravel_index(element, shape)), fontsize="medium", parse_math=False)
+            axes.xaxis.set_major_locator(MaxNLocator(max(3, 8 // columns)))
+            axes.ticklabel_format(axis="x", useOffset=False, scilimits=(-4, 6))
+            _bare(axes, "left")
+    for axes in grid:
+        axes.remove()
+    figure.legend(*_legend(figure.axes), loc="outside upper left", ncols=2, frameon=False)
+    cut = [f"{len(chosen[n])} of {value[0].size:,} of {n}" for n, value in values.items() if len(chosen[n]) < value[0].size]
+    if cut:
+        figure.supxlabel(f"shown: {'; '.join(cut)}", fontsize="medium", parse_math=False)
+    return figure
+
+
+def images(array: ArrayLike, titles: Sequence[str] = (), *, columns: int = 6) -> Figure:
+    """A grid of small grey images, all on one scale: white is the least value of any, black the greatest.
+
+    Args:
+        array: The images, shape `(n, height, width)`.
+        titles: One an image, or none.
+        columns: Images in a row.
+
+    Raises:
+        SettingsError: The array is not a stack of images, or there is not a title for each.
+    """
+    from matplotlib.figure import Figure
+
+    stack = np.asarray(array, dtype=float)
+    if stack.ndim != 3 or not stack.size:
+        raise SettingsError(f"images must have the shape (n, height, width); got {stack.shape}")
+    if titles and len(titles) != len(stack):
+        raise SettingsError(f"there are {len(stack)} images and {len(titles)} titles")
+    columns = min(columns, len(stack))
+    rows = -(-len(stack) // columns)
+    figure = Figure(figsize=(1.4 * columns, 1.6 * rows), layout="constrained")
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        axes.set_axis_off()
+        if i < len(stack):
+            axes.imshow(stack[i], cmap="gray_r", vmin=stack.min(), vmax=stack.max())
+            axes.set_title(titles[i] if titles else "", fontsize="small", parse_math=False)
+    return figure
+
+
+def _spread(sizes: Mapping[str, int], limit: int) -> dict[str, NDArray[np.intp]]:
+    """Elements to show of each variable: equal shares until one is used up, evenly spaced."""
+    share = dict.fromkeys(sizes, 0)
+    while sum(share.values()) < min(limit, sum(sizes.values())):
+        for name in sizes:
+            share[name] += share[name] < sizes[name] and sum(share.values()) < limit
+    return {name: np.linspace(0, sizes[name] - 1, count).round().astype(np.intp) for name, count in share.items()}
+
+
+def _curves(
+    flat: NDArray[np.float64], marginal: Any, shape: tuple[int, ...], elements: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """For each panel a grid over all but the tails of q and of the exact posterior, and the density on it: `(GRID, panels)`."""
+    tails = (TAIL, 1 - TAIL)
+    low, high = np.quantile(np.where(np.isfinite(flat), flat, 0.0), tails, axis=0)  # a diverged q may overflow
+    if marginal is not None:
+        exact_low, exact_high = (np.broadcast_to(marginal.ppf(p), shape).ravel()[elements] for p in tails)
+        low, high = np.minimum(low, exact_low), np.maximum(high, exact_high)
+    empty = 0.5 * np.maximum(1.0, np.abs(low)) * (high <= low)  # a constant
+    x = np.linspace(low - empty, high + empty, GRID)
+    if marginal is None:
+        return x, None
+    # SciPy evaluates all elements of a frozen distribution together; those without a panel stay at their medians.
+    whole = np.tile(np.broadcast_to(marginal.ppf(0.5), shape).ravel(), (GRID, 1))
+    whole[:, elements] = x
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        return x, np.asarray(marginal.pdf(whole.reshape(GRID, *shape))).reshape(GRID, -1)[:, elements]
+
+
+def _label(name: str, index: Sequence[Any]) -> str:
+    label = f"{name}[{', '.join(map(str, index))}]" if len(index) else name
+    return label if len(label) <= 28 else f"…{label[-27:]}"
+
+
+def _legend(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+    """Every label once."""
+    entries = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    return list(entries.values()), list(entries)
+
+
+def _bare(axes: Axes, *sides: str) -> None:
+    axes.spines[["top", "right", *sides]].set_visible(False)

@@ -1,0 +1,375 @@
+"""The command line: what it prints, what it leaves, and what it says when something is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import pyrovi
+from pyrovi import cli
+
+COIN = """
+import pyro, pyro.distributions as dist, torch
+from torch.distributions import constraints
+
+def model(flips, a=1.0):
+    p = pyro.sample("p", dist.Beta(a, 1.0))
+    with pyro.plate("flip", len(flips)):
+        pyro.sample("flips", dist.Bernoulli(p), obs=flips)
+
+def beta(flips):
+    a = pyro.param("alpha", torch.tensor(2.0), constraint=constraints.positive)
+    pyro.sample("p", dist.Beta(a, 2.0))
+"""
+FAST = ("--steps", "20")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """An empty folder with a model, `coin.py`, and its data; what a file does to Python's import path is undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("coin.py").write_text(COIN)
+    Path("flips.csv").write_text("flips\n1.0\n0.0\n1.0\n1.0\n")
+    return tmp_path
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def document(*arguments, code=0):
+    """The one JSON document that a command prints; NaN and Infinity are not JSON."""
+    return json.loads(run(*arguments, "--json", code=code).stdout, parse_constant=pytest.fail)
+
+
+def complaint(*arguments):
+    """The one sentence on standard error of a command that ends with exit code 2 and says nothing else."""
+    result = run(*arguments, code=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_list_names_every_recipe_within_80_columns():
+    lines = run("list").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line[1] != " "} == {"name", *pyrovi.recipes}
+
+
+def test_list_as_json_says_which_recipes_have_an_exact_posterior():
+    listed = {row["name"]: row for row in document("list")}
+    assert {name: row["exact"] for name, row in listed.items()} == {r.name: r.exact is not None for r in pyrovi.recipes.values()}
+    assert listed["normal_mean"] == {
+        "name": "normal_mean", "title": "the mean of a Normal", "document": "D3", "guide": "handwritten", "exact": True
+    }  # fmt: skip
+
+
+def test_fit_ends_with_status_comparison_evidence_and_what_it_left():
+    out = run("fit", "normal_mean", *FAST).stdout
+    for said in ("step_limit in", "steps are too few", "mean_ref", "sd_ratio", "KL(q||p)", "log evidence  -136.807 nats"):
+        assert said in out
+    assert out.endswith("run     runs/normal_mean\nreport  runs/normal_mean/report.html\n")
+    left = {path.name for path in Path("runs/normal_mean").iterdir()}
+    assert left == {"fit.json", "parameters.safetensors", "data.safetensors", "posterior.nc", "report.html"}
+
+
+def test_a_fit_is_the_one_that_python_gives():
+    told = document("fit", "normal_mean", *FAST, "--seed", 3)
+    recipe = pyrovi.recipe("normal_mean")
+    table = pyrovi.compare(recipe.fit(steps=20, seed=3), recipe.exact(**recipe.load()))
+    assert told["comparison"]["w"]["mean"] == table.loc["w", "mean"]
+    assert told["kl"] == pytest.approx({"value": table.attrs["kl"].value, "se": table.attrs["kl"].se}, rel=1e-6)
+
+
+def test_every_option_reaches_the_fit():
+    options = {
+        "steps": 12,
+        "particles": 3,
+        "lr": 0.001,
+        "optimizer": "sgd",
+        "schedule": "cosine",
+        "dtype": "float64",
+        "device": "cpu",
+    }
+    told = document("fit", "coin.py:model", "--data", "flips.csv", "--seed", 7, "--guide", "multivariate_normal", "--batch-size", 2,
+                    *(word for name, value in options.items() for word in (f"--{name}", value)))  # fmt: skip
+    assert told["settings"].items() >= {**options, "guide": "multivariate_normal", "batch_size": 2}.items()
+    assert told["seed"] == 7
+    told = document("fit", "coin.py:model", "--data", "flips.csv", "--batch-size", 2, "--epochs", 3)
+    assert told["settings"]["steps"] == 6
+
+
+def test_the_worst_rows_of_many_fit_on_a_screen():
+    recipe = pyrovi.recipe("gamma_poisson")
+    np.savez("zeros.npz", **recipe.load(3))  # of 178 images: the rest are a matter of seconds
+    told = document("fit", "gamma_poisson", "--data", "zeros.npz", "--steps", 3, "--particles", 1)
+    table = pd.DataFrame.from_dict(told["comparison"], orient="index")
+    assert len(table) == 64
+    lines = run("compare", told["run"]).stdout.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    worst = table["error"].abs().sort_values(ascending=False)
+    assert [line.split()[0] for line in lines[1 : 1 + cli.ROWS]] == list(worst.index[: cli.ROWS])
+    assert f"at most {worst.iloc[0]:.3f} sd_ref" in "\n".join(lines)
+    assert f"{table['sd_ratio'].min():.3f} to {table['sd_ratio'].max():.3f}" in "\n".join(lines)
+
+
+def test_a_number_shows_three_digits_of_its_unit():
+    assert cli._number(1.87738, 0.0995) == "1.8774"
+    assert cli._number(-14252.3456, 12.0) == "-14252.3"
+    assert cli._number(1.5e30, 0.1) == "1.5e+30"
+    assert cli._number(2.5, float("nan")) == "2.5"
+
+
+def test_a_run_without_a_folder_named_takes_the_next_free_one():
+    assert [document("fit", "normal_mean", *FAST)["run"] for _ in range(3)] == [
+        "runs/normal_mean", "runs/normal_mean-2", "runs/normal_mean-3"
+    ]  # fmt: skip
+
+
+def test_a_folder_that_exists_is_kept_unless_told_to_overwrite():
+    first = document("fit", "normal_mean", *FAST, "--out", "mine", "--seed", 1)
+    assert complaint("fit", "normal_mean", "--out", "mine") == (
+        "error: run folder 'mine' exists already; name another, or pass --overwrite\n"
+    )
+    assert pyrovi.load("mine").seed == first["seed"]
+    run("fit", "normal_mean", *FAST, "--out", "mine", "--seed", 2, "--overwrite")
+    assert pyrovi.load("mine").seed == 2
+
+
+def test_overwrite_spares_a_folder_that_is_not_a_run():
+    Path("thesis").mkdir()
+    assert "is not a run folder, so it is not overwritten" in complaint("fit", "normal_mean", "--out", "thesis", "--overwrite")
+    assert "--overwrite needs --out" in complaint("fit", "normal_mean", "--overwrite")
+
+
+def test_the_folder_is_checked_before_the_fit(monkeypatch):
+    Path("file").touch()
+    monkeypatch.setattr(cli.pyrovi.Recipe, "fit", lambda *_, **__: pytest.fail("the fit was begun"))
+    assert "cannot be made" in complaint("fit", "normal_mean", "--out", "file/run")
+
+
+def test_quiet_prints_the_run_folder_only():
+    result = run("fit", "normal_mean", *FAST, "--quiet")
+    assert (result.stdout, result.stderr) == ("runs/normal_mean\n", "")
+
+
+def test_ones_own_model_is_fitted_to_columns_of_a_csv_file_and_summarised():
+    out = run("fit", "coin.py:model", "--data", "flips.csv", *FAST).stdout
+    assert "mcse_mean" in out
+    assert "ELBO  -" in out
+    assert "KL" not in out
+    assert "run     runs/coin-model\n" in out
+    assert pyrovi.load("runs/coin-model").settings["guide"] == "normal"
+
+
+def test_a_guide_function_beside_the_model_is_found_by_name():
+    told = document("fit", "coin.py:model", "--guide", "beta", "--data", "flips.csv", *FAST)
+    assert told["settings"]["guide"] == "beta"
+    assert told["summary"]["p"].keys() == {"mean", "sd", "5%", "95%", "mcse_mean"}
+
+
+def test_a_scalar_of_an_npz_file_is_a_plain_number():
+    Path("own.py").write_text(COIN.replace("dist.Beta(a, 1.0)", "dist.Beta({3.0: 1.0}[a], 1.0)"))
+    np.savez("flips.npz", flips=np.array([1.0, 0.0]), a=3.0)
+    assert document("fit", "own.py:model", "--data", "flips.npz", *FAST)["status"] == "step_limit"
+
+
+def test_a_recipe_takes_other_data_and_is_held_against_their_exact_posterior():
+    np.savez("x.npz", x=np.array([5.0, 7.0]))
+    told = document("fit", "normal_mean", "--data", "x.npz", *FAST)
+    assert told["comparison"]["w"]["mean_ref"] == pytest.approx(4.0)
+    assert document("compare", told["run"])["comparison"]["w"]["mean_ref"] == pytest.approx(4.0)
+
+
+def test_a_file_can_import_its_neighbours_and_what_it_prints_does_not_spoil_the_json(monkeypatch, tmp_path):
+    Path("sub").mkdir()
+    Path("sub/neighbour_of_coin.py").write_text(COIN)
+    Path("sub/own.py").write_text(
+        "from neighbour_of_coin import model as inner\ndef model(flips):\n    print('hello')\n    inner(flips)\n"
+    )
+    assert document("fit", "sub/own.py:model", "--data", "flips.csv", *FAST)["run"] == "runs/own-model"
+
+
+def test_a_number_that_is_not_finite_is_null_in_json():
+    assert cli._plain({"kl": pyrovi.Estimate(float("nan"), 1.0), "rows": [float("inf"), 2]}) == {
+        "kl": {"value": None, "se": 1.0}, "rows": [None, 2]
+    }  # fmt: skip
+
+
+def test_a_misspelt_recipe_is_one_sentence_and_exit_code_2():
+    assert "unknown recipe 'nromal_mean'; did you mean 'normal_mean'?" in complaint("fit", "nromal_mean")
+
+
+def test_a_misspelt_model_guide_or_file_is_named_with_its_nearest_match():
+    assert "'coin.py' has no model 'modle'; did you mean 'model'? Known: beta, model" in complaint("fit", "coin.py:modle")
+    assert "did you mean 'beta'?" in complaint("fit", "coin.py:model", "--guide", "betta")
+    assert "unknown guide 'nromal'; did you mean 'normal'?" in complaint("fit", "normal_mean", "--guide", "nromal")
+    assert "there is no Python file 'coins.py'" in complaint("fit", "coins.py:model")
+    assert "there is no Python file 'flips.csv'" in complaint("fit", "flips.csv:model")
+    assert "say which model in 'coin.py', as in coin.py:model" in complaint("fit", "coin.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit('usage')", "SystemExit: usage"),
+        ("def model(:", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_named_with_its_line(line, said):
+    Path("own.py").write_text(f"\n\n{line}\n")
+    assert complaint("fit", "own.py:model").startswith(f"error: own.py:3: {said}")
+
+
+def test_a_model_that_raises_is_named_with_its_line_before_the_fit_and_within_it():
+    Path("own.py").write_text("def model():\n    raise RuntimeError('no')\n")
+    assert complaint("fit", "own.py:model").endswith("raised RuntimeError: no (data: none) [own.py:2]\n")
+    Path("own.py").write_text(
+        f"{COIN}\ncalls = []\ndef late(flips):\n    calls.append(1)\n    assert len(calls) < 40, 'tired'\n    model(flips)\n"
+    )
+    assert complaint("fit", "own.py:late", "--data", "flips.csv").startswith("error: own.py:17: AssertionError: tired")
+
+
+def test_data_files_that_cannot_be_read_are_named_with_the_cure():
+    def about(name):
+        return complaint("fit", "coin.py:model", "--data", name)
+
+    assert "there is no data file 'none.csv'" in about("none.csv")
+    assert "data file 'coin.py' is neither .npz nor .csv" in about("coin.py")
+    Path("empty.csv").touch()
+    assert "data file 'empty.csv' cannot be read (No columns to parse from file); its first line names" in about("empty.csv")
+    Path("fake.npz").write_bytes(b"not a zip")
+    assert "data file 'fake.npz' cannot be read (it is not an archive); write it with numpy.savez" in about("fake.npz")
+    Path("words.csv").write_text("flips\nhead\ntail\n")
+    assert "data 'flips' holds" in about("words.csv")
+    Path("other.csv").write_text("flip\n1.0\n")
+    assert "the model takes no data named 'flip'; did you mean 'flips'?" in about("other.csv")
+
+
+class Trap:
+    def __reduce__(self):
+        return Path.touch, (Path("sprung"),)
+
+
+def test_pickled_objects_in_an_npz_file_are_never_run():
+    np.savez("trap.npz", flips=np.array([Trap()], dtype=object))
+    assert "pickled objects are not read" in complaint("fit", "coin.py:model", "--data", "trap.npz")
+    assert not Path("sprung").exists()
+
+
+def test_settings_out_of_range_are_exit_code_2():
+    assert "steps must be a whole number of at least 1; got 0" in complaint("fit", "normal_mean", "--steps", 0)
+    assert "device 'mars' is not available" in complaint("fit", "normal_mean", "--device", "mars")
+    assert "No such option" in run("fit", "normal_mean", "--stepz", 3, code=2).stderr
+
+
+def test_a_diverged_fit_is_kept_and_exits_3():
+    nan = "    pyro.factor('f', torch.tensor(float('nan') if len(calls) == 30 else 0.0))\n"
+    Path("own.py").write_text(f"{COIN}\ncalls = []\ndef odd(flips):\n    calls.append(1)\n    model(flips)\n{nan}")
+    told = document("fit", "own.py:odd", "--data", "flips.csv", code=3)
+    assert told["status"] == "diverged"
+    assert pyrovi.load(told["run"]).status == "diverged"
+
+
+def test_a_fit_that_diverged_beyond_drawing_is_told_so_and_exits_3():
+    body = "    calls.append(1)\n    assert len(calls) < 31, 'tired'\n    model(flips)\n"
+    nan = "    pyro.factor('f', torch.tensor(float('nan') if len(calls) == 30 else 0.0))\n"
+    Path("own.py").write_text(f"{COIN}\ncalls = []\ndef odd(flips):\n{body}{nan}")
+    result = run("fit", "own.py:odd", "--data", "flips.csv", code=3)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: diverged: At step ")
+    assert result.stderr.endswith("Nothing can be drawn from them (tired).\n")
+
+
+def test_ctrl_c_keeps_the_fit_so_far_and_exits_130():
+    interrupt = "    if len(calls) == 30:\n        raise KeyboardInterrupt\n"
+    Path("own.py").write_text(f"{COIN}\ncalls = []\ndef stop(flips):\n    calls.append(1)\n{interrupt}    model(flips)\n")
+    told = document("fit", "own.py:stop", "--data", "flips.csv", code=130)
+    assert told["status"] == "interrupted"
+    assert 0 < pyrovi.load(told["run"]).elbo.size < 30
+    assert Path(told["report"]).is_file()
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing_and_exits_130():
+    Path("own.py").write_text("def model():\n    raise KeyboardInterrupt\n")
+    run("fit", "own.py:model", code=130)
+    assert not Path("runs").exists()
+
+
+def test_compare_sets_a_run_beside_the_exact_posterior_or_another_run():
+    for seed in (1, 2):
+        run("fit", "normal_mean", *FAST, "--seed", seed, "--out", seed)
+    exact = document("compare", 1, "--csv", "table.csv")
+    assert exact["reference"] == "exact"
+    assert exact["kl"]["value"] == pytest.approx(exact["log_evidence"] - exact["elbo"]["value"])
+    assert pd.read_csv("table.csv", index_col="variable").loc["w", "error"] == pytest.approx(exact["comparison"]["w"]["error"])
+    other = document("compare", 1, 2, "--draws", 100)
+    assert other["reference"] == "2"
+    assert "kl" not in other
+    assert other["comparison"]["w"]["mean_ref"] == pytest.approx(
+        document("compare", 2, 1, "--draws", 100)["comparison"]["w"]["mean"]
+    )
+    assert "KL" not in run("compare", 1, 2).stdout
+
+
+def test_runs_of_ones_own_model_can_be_compared_but_have_no_exact_posterior():
+    for out in ("a", "b"):
+        run("fit", "coin.py:model", "--data", "flips.csv", *FAST, "--out", out)
+    assert document("compare", "a", "b")["comparison"]["p"]["error"] == 0
+    assert "there is no exact posterior for run 'a'; name another run to compare it with" in complaint("compare", "a")
+
+
+def test_a_folder_that_is_not_a_run_is_exit_code_2():
+    for command in ("compare", "report"):
+        assert "nowhere is not a run folder" in complaint(command, "nowhere")
+
+
+def test_report_goes_into_the_run_folder_or_where_told():
+    page = document("fit", "normal_mean", *FAST)["report"]
+    Path(page).unlink()
+    assert run("report", "runs/normal_mean").stdout == f"{page}\n"
+    assert "KL" in Path(page).read_text()
+    assert run("report", "runs/normal_mean", "--out", "page.html").stdout == "page.html\n"
+    assert Path("page.html").is_file()
+
+
+def test_a_table_that_cannot_be_written_is_exit_code_2():
+    run("fit", "normal_mean", *FAST)
+    assert "nowhere" in complaint("compare", "runs/normal_mean", "--csv", "nowhere/table.csv")
+
+
+@pytest.mark.parametrize("command", [(), ("list",), ("fit",), ("compare",), ("report",)])
+def test_every_help_text_has_an_example(command):
+    help_text = run(*command, "--help").stdout
+    assert f"pyrovi {' '.join(command)}" in help_text.split("Example")[1]
+
+
+def test_an_error_of_pyrovis_own_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, "_exact", lambda fit: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("fit", "normal_mean", *FAST)
+
+
+def test_the_module_runs_as_a_program_of_its_own():
+    program = [sys.executable, "-m", "pyrovi.cli", "fit", "normal_mean", *FAST, "--json"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["recipe"] == "normal_mean"
+
+
+def test_the_version_is_the_packages():
+    assert run("--version").stdout == f"pyrovi {pyrovi.__version__}\n"

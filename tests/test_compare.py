@@ -1,0 +1,87 @@
+"""`compare`: right to its stated errors where the answer is known in closed form."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+import pyrovi
+from pyrovi import _arviz
+from pyrovi.models import normal_mean
+
+DATA = normal_mean.load()
+EXACT = normal_mean.exact(**DATA)
+
+
+def held_at(loc, scale):
+    """A fit whose guide is Normal(loc, scale) and does not move."""
+
+    def guide():
+        pyro.param("unused", torch.tensor(0.0))
+        pyro.sample("w", dist.Normal(torch.tensor(float(loc)), torch.tensor(float(scale))))
+
+    return pyrovi.fit(normal_mean.model, guide, DATA, steps=1, dtype="float64")
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("shift", "widen"), [(0.0, 1.0), (1.0, 1.0), (0.0, 2.0), (-0.5, 0.6)])
+def test_kl_and_its_standard_error_are_right(shift, widen, seed):
+    """KL of two Normals is log(s_p/s_q) + (s_q² + d²)/(2 s_p²) − ½; the estimate is within 4 of its standard errors."""
+    p = EXACT.marginals["w"]
+    fit = held_at(p.mean() + shift * p.std(), widen * p.std())
+    kl = pyrovi.compare(fit, EXACT, draws=4_000, seed=seed).attrs["kl"]
+    expected = -np.log(widen) + (widen**2 + shift**2) / 2 - 0.5
+    assert abs(kl.value - expected) < 4 * kl.se + 1e-6
+    if shift or widen != 1:
+        assert 0.001 < kl.se < 0.1
+
+
+def test_the_standard_error_is_the_spread_of_the_estimate():
+    """Over 60 seeds the estimates' sd is the stated standard error, within 4 of its own (1/√120)."""
+    p = EXACT.marginals["w"]
+    fit = held_at(p.mean() + p.std(), 1.5 * p.std())
+    kls = [pyrovi.compare(fit, EXACT, draws=500, seed=seed).attrs["kl"] for seed in range(60)]
+    spread = np.std([kl.value for kl in kls], ddof=1)
+    assert spread == pytest.approx(np.mean([kl.se for kl in kls]), rel=4 / 120**0.5)
+
+
+def test_every_column_means_what_it_says():
+    p = EXACT.marginals["w"]
+    q = stats.norm(p.mean() + 0.5 * p.std(), 1.5 * p.std())
+    row = pyrovi.compare(held_at(q.mean(), q.std()), EXACT, draws=200_000).loc["w"]
+    assert row["error"] == pytest.approx(0.5, abs=0.015)
+    assert row["sd_ratio"] == pytest.approx(1.5, rel=0.01)
+    assert row["mean_ref"] == p.mean()
+    assert row["sd_ref"] == p.std()
+    for name, probability in (("5%", 0.05), ("50%", 0.5), ("95%", 0.95)):
+        assert row[name] == pytest.approx(q.ppf(probability), abs=0.01 * q.std())
+        assert row[f"{name}_ref"] == p.ppf(probability)
+    grid = (np.arange(100_000) + 0.5) / 100_000
+    assert row["wasserstein"] == pytest.approx(np.abs(q.ppf(grid) - p.ppf(grid)).mean() / p.std(), abs=0.02)
+
+
+def test_fits_and_arviz_containers_are_references_too():
+    fit, other = held_at(0.0, 1.0), held_at(1.0, 2.0)
+    against_fit = pyrovi.compare(fit, other, draws=50_000)
+    assert against_fit.loc["w", "error"] == pytest.approx(-0.5, abs=0.02)
+    assert "kl" not in against_fit.attrs
+    against_container = pyrovi.compare(fit, other.to_arviz(50_000), draws=50_000)
+    assert against_container.loc["w", "sd_ratio"] == pytest.approx(0.5, abs=0.02)
+    assert _arviz.groups(other.to_arviz(5))
+
+
+def test_what_cannot_be_compared_says_so():
+    fit = held_at(0.0, 1.0)
+    with pytest.raises(pyrovi.SettingsError, match="got int"):
+        pyrovi.compare(fit, 3)
+    other = pyrovi.recipe("gamma_poisson")
+    with pytest.raises(pyrovi.PyroviError, match="nothing to compare: the fit has w, the reference theta"):
+        pyrovi.compare(fit, other.exact(**other.load()))
+
+
+def test_elements_of_a_matrix_are_named():
+    fit = pyrovi.recipe("gamma_poisson").fit(steps=2, particles=2)
+    recipe = pyrovi.recipe("gamma_poisson")
+    assert list(pyrovi.compare(fit, recipe.exact(**recipe.load()), draws=50).index[:2]) == ["theta[0]", "theta[1]"]
