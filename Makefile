@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test test-all lint types wheel bench clean
+.PHONY: setup demo test test-all lint types wheel wheel-file bench clean
 
 setup: $(VENV)/.ready
 
@@ -35,6 +35,9 @@ types: setup
 
 wheel: setup
 	$(BIN)/python tests/check_wheel.py
+
+wheel-file: setup
+	$(BIN)/python -m build --no-isolation --outdir dist
 
 bench: setup
 	$(BIN)/python benchmarks/eager.py

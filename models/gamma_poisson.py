@@ -16,8 +16,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from scipy.special import gammaln
 
 from pyrovi import data
 from pyrovi.exact import ExactPosterior
@@ -59,6 +57,9 @@ def exact(x: ArrayLike, prior_image: ArrayLike, weight: float = 2.0) -> ExactPos
     References:
         Bayesian Data Analysis, section 2.6 (Gelman et al., 2013)
     """
+    from scipy import stats  # here, because it takes as long to import as Pyro
+    from scipy.special import gammaln
+
     x = np.asarray(x, dtype=float)
     a, m, total = weight * np.asarray(prior_image, dtype=float), len(x), x.sum(0)
     shape, rate = a + total, weight + m

@@ -24,8 +24,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from scipy.special import gammaln
 
 from pyrovi import data
 from pyrovi.exact import ExactPosterior
@@ -76,6 +74,9 @@ def exact(
         Bayesian inference for the Gaussian and for linear regression (Murphy, 2012), Machine Learning: a Probabilistic
         Perspective, section 7.6.3
     """
+    from scipy import stats  # here, because it takes as long to import as Pyro
+    from scipy.special import gammaln
+
     X, y = np.asarray(X, dtype=float), np.asarray(y, dtype=float)
     rows = X if X_new is None else np.asarray(X_new, dtype=float)
     n, d = X.shape

@@ -19,7 +19,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from pyrovi.exact import ExactPosterior
 
@@ -47,6 +46,8 @@ def exact(x: ArrayLike, prior_mean: float = 0.0, prior_sd: float = 1.0, noise: f
     >>> round(float(exact(**load()).marginals["w"].mean()), 5)
     1.87738
     """
+    from scipy import stats  # here, because it takes as long to import as Pyro
+
     residual = np.asarray(x, dtype=float) - prior_mean
     n, ratio = residual.size, (prior_sd / noise) ** 2
     shrunk = ratio * residual.sum() / (1 + n * ratio)  # the posterior mean, less the prior's

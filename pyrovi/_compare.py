@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pyrovi import _arviz
 from pyrovi.errors import PyroviError, SettingsError
 from pyrovi.exact import ExactPosterior
+from pyrovi.export import posterior_arrays
 from pyrovi.result import Estimate, Fit
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 1
     """
     import pandas as pd
 
-    sample = _sample(fit, draws, seed)
+    drawn = fit.draws(draws, seed=seed) if isinstance(fit, Fit) and fit.problem is not None else None
+    sample = {n: v.double().cpu().numpy() for n, v in drawn.posterior.items()} if drawn is not None else _sample(fit, draws, seed)
     reference = other.marginals if isinstance(other, ExactPosterior) else _sample(other, draws, seed)
     common = [name for name in sample if name in reference]
     if not common:
@@ -63,23 +65,24 @@ def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 1
             label = f"{name}[{', '.join(map(str, index))}]" if shape else name
             rows[label] = _row(q[:, i], {key: value[..., i] for key, value in ref.items() if key != "shape"})
     table = pd.DataFrame.from_dict(rows, orient="index")
-    table.attrs.update(_evidence(fit, other, draws, seed))
+    if drawn is not None:
+        table.attrs.update(_evidence(drawn.elbo.numpy(), other))
+    elif isinstance(fit, Fit):
+        stats = _arviz.group(fit.stored, "sample_stats")
+        table.attrs.update(_evidence(np.ravel(stats["lp"] - stats["log_q"]), other))
     return table
 
 
 def _sample(source: Any, draws: int, seed: int | None) -> Sample:
     """A posterior sample, the draws along the first axis."""
-    if isinstance(source, Fit) and source.problem is not None:
-        return {name: value.double().cpu().numpy() for name, value in source.posterior(draws, seed=seed).items()}
-    data = source.stored if isinstance(source, Fit) else source
+    if isinstance(source, Fit):
+        return source.posterior_arrays(draws, seed=seed)
     try:
-        posterior = _arviz.group(data, "posterior")
-        stacked = posterior.stack(__sample__=("chain", "draw")).transpose("__sample__", ...)
+        return posterior_arrays(source)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SettingsError(
             f"compare takes fits, exact posteriors and ArviZ containers with a posterior group; got {type(source).__name__}"
         ) from error
-    return {str(name): np.asarray(value, dtype=float) for name, value in stacked.data_vars.items()}
 
 
 def _columns(sample: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -131,15 +134,9 @@ def _row(q: NDArray[np.float64], ref: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in row.items()}
 
 
-def _evidence(fit: Any, other: Any, draws: int, seed: int | None) -> dict[str, Any]:
-    if not isinstance(fit, Fit):
-        return {}
-    if fit.problem is None:
-        stats = _arviz.group(fit.stored, "sample_stats")
-        values = np.ravel(stats["lp"] - stats["log_q"])
-        elbo = Estimate(float(values.mean()), float(values.std(ddof=1) / math.sqrt(values.size)))
-    else:
-        elbo = fit.estimate_elbo(draws, seed=seed)
+def _evidence(elbos: NDArray[np.float64], other: Any) -> dict[str, Any]:
+    """What an ELBO estimate a draw says, and with an exact reference the KL divergence."""
+    elbo = Estimate(float(elbos.mean()), float(elbos.std(ddof=1) / math.sqrt(elbos.size)))
     if not isinstance(other, ExactPosterior):
         return {"elbo": elbo}
     return {

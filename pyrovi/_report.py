@@ -77,7 +77,7 @@ def report(fit: Fit, path: Path, *, exact: ExactPosterior | None = None, draws: 
 def _page(fit: Fit, target: FilePath, exact: ExactPosterior | None, draws: int) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    point, values = plots.is_point(fit), plots.sample(fit, draws)
+    point, values = fit.point_estimate, fit.posterior_arrays(draws)
     draws = max(map(len, values.values()), default=0)
     names = _first(values)
     run = target.parent / "fit.json"
@@ -117,8 +117,7 @@ def _summary(fit: Fit, values: Mapping[str, NDArray[np.float64]], point: bool) -
     """What `fit.summary()` has, from draws at hand: a container of the whole fit holds as many numbers as draws times data."""
     if fit.problem is None:
         return _table(export.summary(fit.stored, point_estimate=point, var_names=list(values)), {})
-    # ArviZ 1.x allows no slash in a name, and Pyro's scopes put one there; a division slash looks the same.
-    posterior = export.dataset({name.replace("/", "\u2215"): value[None] for name, value in values.items()}, {}, {})
+    posterior = export.dataset({name: value[None] for name, value in values.items()}, {}, {})
     return _table(export.summary(_arviz.container({"posterior": posterior}, {}), point_estimate=point), {})
 
 

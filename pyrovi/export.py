@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from pyrovi.result import Fit
 
-__all__ = ["dataset", "summary", "to_arviz"]
+__all__ = ["dataset", "posterior_arrays", "summary", "to_arviz"]
+
+SUMMARY = ["mean", "sd", "5%", "95%", "mcse_mean"]
 
 SAMPLE_DIMS = ("chain", "draw")
 
@@ -109,7 +111,10 @@ def to_arviz(
 def dataset(
     arrays: Mapping[str, Any], dims: Mapping[str, list[str]], coords: Mapping[str, Any], sample_dims: tuple[str, ...] = SAMPLE_DIMS
 ) -> xr.Dataset:
-    """Arrays as a Dataset whose every axis has a name and a coordinate; axes without a name become `NAME_dim_0`, …"""
+    """Arrays as a Dataset whose every axis has a name and a coordinate; axes without a name become `NAME_dim_0`, …
+
+    A slash, which Pyro's scopes put into names and netCDF allows in none, becomes a dot.
+    """
     import xarray as xr
 
     variables = {}
@@ -117,7 +122,7 @@ def dataset(
         array = np.asarray(value)
         names = [*sample_dims, *dims.get(name, [])]
         names += [f"{name}_dim_{i}" for i in range(array.ndim - len(names))]
-        variables[name] = xr.DataArray(array, dims=names)
+        variables[name.replace("/", ".")] = xr.DataArray(array, dims=[n.replace("/", ".") for n in names])
     out = xr.Dataset(variables)
     unlabelled = {str(d): size for d, size in out.sizes.items() if d not in out.variables}
     return out.assign_coords({d: coords[d] if d in coords else np.arange(size) for d, size in unlabelled.items()})
@@ -175,12 +180,24 @@ class _Axes:
 
 def summary(data: Any, *, point_estimate: bool = False, **options: Any) -> pd.DataFrame:
     """`az.summary` of a container's posterior, with the columns that mean something for independent draws."""
+    if "posterior" not in _arviz.groups(data):  # no latents: ArviZ would take another group
+        import pandas as pd
+
+        return pd.DataFrame(columns=SUMMARY, dtype=float)
     table = _arviz.summary(data, **options)
     if point_estimate:
         return table[["mean"]].rename(columns={"mean": "point estimate"})
     draws = _arviz.group(data, "posterior").sizes["draw"]
     table["mcse_mean"] = table["sd"].astype(float) / math.sqrt(draws)
     return table
+
+
+def posterior_arrays(data: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """A container's posterior, chains one after the other: by variable, a `(draws, *shape)` array."""
+    if "posterior" not in _arviz.groups(data):
+        return {}
+    stacked = _arviz.group(data, "posterior").stack(__sample__=("chain", "draw")).transpose("__sample__", ...)
+    return {str(name): np.asarray(value, dtype=float) for name, value in stacked.data_vars.items()}
 
 
 def _unconstrained(posterior: Tensors, latent: Mapping[str, Site]) -> Tensors:

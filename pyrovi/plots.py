@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyrovi import _arviz
 from pyrovi.errors import PyroviError, SettingsError, nearest
 from pyrovi.exact import ExactPosterior
 from pyrovi.result import Fit
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FITTED", "REFERENCE", "elbo", "images", "is_point", "posterior", "sample"]
+__all__ = ["FITTED", "REFERENCE", "elbo", "images", "posterior"]
 
 FITTED, REFERENCE = "#3f74b5", "#d1570f"
 """The colours of q and of the exact posterior, apart for colour-blind readers; the report puts its own shades in their place."""
@@ -31,23 +30,6 @@ POINTS, BINS, GRID = 800, 40, 300
 
 TAIL = 0.004
 """What a panel leaves out at either end; heavy tails would squeeze the rest."""
-
-
-def sample(fit: Fit, draws: int = 1_000) -> dict[str, NDArray[np.float64]]:
-    """Draws from q by name, `(draws, *shape)` arrays: fresh ones, or the stored ones of a fit that was loaded without its model."""
-    if fit.problem is not None:
-        return {name: value.double().cpu().numpy() for name, value in fit.posterior(draws).items()}
-    if "posterior" not in _arviz.groups(fit.stored):
-        return {}
-    stacked = _arviz.group(fit.stored, "posterior").stack(__sample__=("chain", "draw")).transpose("__sample__", ...)
-    return {str(name): np.asarray(value, dtype=float) for name, value in stacked.data_vars.items()}
-
-
-def is_point(fit: Fit) -> bool:
-    """Whether q is a point, which has no spread to show."""
-    if fit.problem is not None:
-        return fit.problem.point_estimate
-    return bool(_arviz.group(fit.stored, "optimization").attrs.get("point_estimate", False))
 
 
 def elbo(fit: Fit, exact: ExactPosterior | None = None) -> Figure:
@@ -121,9 +103,9 @@ def posterior(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    if is_point(fit):
+    if fit.point_estimate:
         raise PyroviError("the fit is a point estimate, or has no latent variable: it has no spread to plot")
-    values = sample(fit, draws)
+    values = fit.posterior_arrays(draws)
     for name in var_names or ():
         if name not in values:
             raise SettingsError(f"unknown variable {name!r}; {nearest(name, values)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -188,32 +189,37 @@ def _check_finite(model_trace: Trace, guide_trace: Trace) -> None:
 
 
 def _vectorizes(problem: Problem, alone: Structure) -> bool:
-    """Whether particles can share one run of guide and model, by trying two and scoring each again on its own."""
-    draws, dim = 2, -(problem.nesting + 1)
+    """Whether particles can share one run of guide and model: some try it, and each is scored again on its own, site by site."""
+    lengths = {length for site in alone.sites.values() for length in site.shape}
+    draws = next(n for n in itertools.count(3) if n not in lengths)  # so that no other axis can be taken for the particles'
+    dim = -(problem.nesting + 1)
     guide, model, data = problem.step_programs(0)
     plate = pyro.plate("num_particles_vectorized", draws, dim=dim)
     try:
         guide_trace = poutine.trace(plate(guide)).get_trace(**data)
         model_trace = poutine.trace(poutine.replay(plate(model), trace=guide_trace)).get_trace(**data)
-        total = torch.zeros(draws, dtype=torch.float64)
         for trace in (guide_trace, model_trace):
             trace.compute_log_prob()
-            for node in trace.nodes.values():
-                if node["type"] == "sample" and not site_is_subsample(node):
-                    check_site_shape(node, max_plate_nesting=-dim)
-                    if trace is model_trace:
-                        total += per_draw(node["log_prob"].detach(), draws, problem.nesting).cpu()
+            for node in _scored(trace):
+                check_site_shape(node, max_plate_nesting=-dim)
+        together = {n["name"]: per_draw(n["log_prob"].detach(), draws, problem.nesting) for n in _scored(model_trace)}
         for i in range(draws):
             values = {
                 name: guide_trace.nodes[name]["value"].select(dim - site.event_dim, i).reshape(site.shape)
                 for name, site in alone.latent.items()
             }
-            single = poutine.trace(poutine.condition(model, data=values)).get_trace(**data).log_prob_sum()
-            if not math.isclose(single.item(), total[i].item(), rel_tol=1e-3, abs_tol=1e-3):
-                return False
+            single = poutine.trace(poutine.condition(model, data=values)).get_trace(**data)
+            single.compute_log_prob()
+            for node in _scored(single):
+                if not math.isclose(float(node["log_prob_sum"]), together[node["name"]][i].item(), rel_tol=1e-3, abs_tol=1e-3):
+                    return False
     except Exception:  # whatever a program raises when it meets an axis that it was not written for
         return False
     return True
+
+
+def _scored(trace: Trace) -> list[Any]:
+    return [node for node in trace.nodes.values() if node["type"] == "sample" and not site_is_subsample(node)]
 
 
 def with_laplace(problem: Problem, values: Mapping[str, torch.Tensor]) -> Problem:

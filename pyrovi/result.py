@@ -76,11 +76,17 @@ class Fit:
     stored: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        latents = ", ".join(self.problem.structure.latent) if self.problem else "loaded without its model"
-        return (
-            f"Fit({self.settings['guide']} guide; {latents}; {self.status} after {self.elbo.shape[-1]:,} steps, "
-            f"ELBO {self.elbo[:, -100:].mean():,.2f} over the last 100; seed {self.seed})"
-        )
+        latents = (", ".join(self.problem.structure.latent) or "no latents") if self.problem else "loaded without its model"
+        steps = self.elbo.shape[-1]
+        elbo = f", ELBO {self.elbo[:, -100:].mean():,.2f} over the last {min(steps, 100)}" if steps else ""
+        return f"Fit({self.settings['guide']} guide; {latents}; {self.status} after {steps:,} steps{elbo}; seed {self.seed})"
+
+    @property
+    def point_estimate(self) -> bool:
+        """Whether q is a point, or there are no latents: an estimate without a spread."""
+        if self.problem is not None:
+            return self.problem.point_estimate
+        return bool(self.stored.attrs.get("point_estimate", False))
 
     def draws(self, n: int = 1_000, *, seed: int | None = None, pointwise: bool = False) -> Draws:
         """Draws from q with their log densities under q and p, and if `pointwise` the log likelihood of every datum.
@@ -96,6 +102,14 @@ class Fit:
     def posterior(self, n: int = 1_000, *, seed: int | None = None) -> Tensors:
         """Draws of the latent and deterministic sites: by name, a `(n, *site_shape)` tensor."""
         return self.draws(n, seed=seed).posterior
+
+    def posterior_arrays(self, n: int = 1_000, *, seed: int | None = None) -> dict[str, NDArray[np.float64]]:
+        """The same as float64 NumPy arrays; a fit loaded without its model gives the draws stored with it, whatever `n`."""
+        if self.problem is None:
+            from pyrovi.export import posterior_arrays
+
+            return posterior_arrays(self.stored)
+        return {name: value.double().cpu().numpy() for name, value in self.posterior(n, seed=seed).items()}
 
     def predictive(self, n: int = 1_000, *, data: Data | None = None, seed: int | None = None) -> Tensors:
         """Draws of the observed sites given the fitted latents: by name, a `(n, *site_shape)` tensor.
@@ -159,9 +173,7 @@ class Fit:
         """
         from pyrovi.export import summary
 
-        return summary(
-            self.to_arviz(draws, seed=seed), point_estimate=bool(self.problem and self.problem.point_estimate), **options
-        )
+        return summary(self.to_arviz(draws, seed=seed), point_estimate=self.point_estimate, **options)
 
     def save(self, folder: Path, *, overwrite: bool = False, draws: int = 1_000) -> None:
         """Write a run folder: `fit.json`, `parameters.safetensors`, `data.safetensors` and `posterior.nc`.

@@ -236,6 +236,20 @@ def test_a_matrix_of_two_plates_keeps_their_order():
     assert np.array_equal(_arviz.group(idata, "observed_data")["x"], gamma_poisson.load(m=4)["x"])
 
 
+def test_a_slash_in_a_name_becomes_a_dot():
+    from pyro.contrib.autoname import scope
+
+    @scope(prefix="part")
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    fit = pyrovi.fit(model, "normal", {"x": [1.0, 2.0]}, steps=2)
+    assert list(fit.posterior(3)) == ["part/w"]
+    assert list(_arviz.group(fit.to_arviz(3), "posterior").data_vars) == ["part.w"]
+
+
 def test_axes_that_no_plate_owns_are_dropped():
     def model(x):
         with pyro.plate("row", 2, dim=-2):
@@ -320,4 +334,6 @@ def test_a_model_without_latents_exports_what_it_has():
     groups = _arviz.groups(fit.to_arviz(7))
     assert "posterior" not in groups
     assert {"log_likelihood", "posterior_predictive", "observed_data"} <= set(groups)
+    assert len(fit.summary(10)) == 0
+    assert "no latents" in repr(fit)
     assert fit.posterior(3) == {}

@@ -332,6 +332,17 @@ def test_a_model_that_mixes_its_particles_up_is_not_vectorised():
     assert not fit(mixing, "normal", particles=5).settings["vectorized"]
 
 
+def test_one_large_site_does_not_hide_that_another_mixes_its_particles_up():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(torch.zeros(50_000), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    result = fit(model, "normal", {"x": [0.5, 1.0]}, steps=2)
+    assert not result.settings["vectorized"]
+    assert result.posterior(3)["w"].shape == (3,)
+
+
 def test_float64_is_float64_throughout():
     result = fit(dtype=torch.float64, guide="normal")
     assert {v.dtype for v in result.unconstrained.values()} == {torch.float64}

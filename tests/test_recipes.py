@@ -72,9 +72,9 @@ def gamma_within_tolerance(fit, data):
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_gamma_poisson_matches_all_64_pixels(dtype):
-    """With an eighth of the document's particles; the next test has them all."""
+    """With a quarter of the document's particles; the next test has them all."""
     data = gamma_poisson.load()
-    fit = pyrovi.fit(gamma_poisson.model, gamma_guide.guide, data, steps=5_000, lr=0.2, particles=16, dtype=dtype, stop=None)
+    fit = pyrovi.fit(gamma_poisson.model, gamma_guide.guide, data, steps=5_000, lr=0.3, particles=32, dtype=dtype, stop=None)
     gamma_within_tolerance(fit, data)
 
 
@@ -126,7 +126,7 @@ def test_recipes_take_the_users_own_data():
     rng = np.random.default_rng(0)
     counts = rng.poisson([2.0, 7.0, 0.5], size=(40, 3)).astype(float)
     data = {"x": counts, "prior_image": np.array([1.0, 1.0, 1.0]), "weight": 1.0}
-    fit = pyrovi.recipe("gamma_poisson").fit(data, particles=16, steps=3_000, lr=0.1, stop=None)
+    fit = pyrovi.recipe("gamma_poisson").fit(data, particles=32, steps=5_000, lr=0.2, stop=None)
     within_tolerance(fit, gamma_poisson.exact(**data))
 
 

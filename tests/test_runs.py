@@ -72,6 +72,12 @@ def test_without_the_model_there_are_the_stored_draws(fit, tmp_path):
         back.posterior(3)
 
 
+def test_a_point_estimate_is_one_without_its_model_too(tmp_path):
+    fit = pyrovi.fit(model, "delta", X, steps=5)
+    fit.save(tmp_path / "run")
+    assert list(pyrovi.load(tmp_path / "run").summary().columns) == ["point estimate"]
+
+
 def test_another_model_is_refused(fit, tmp_path):
     fit.save(tmp_path / "run")
 
