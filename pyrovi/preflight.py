@@ -183,11 +183,12 @@ def _check_finite(model_trace: Trace, guide_trace: Trace) -> None:
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(torch.as_tensor(node["log_prob_sum"])).all():
                 raise error(
-                    f"log_prob of site {name!r} in the {what} is {float(node['log_prob_sum'])} at the guide's first draw; "
+                    f"log_prob of site {name!r} in the {what} is {torch.as_tensor(node['log_prob_sum']).item()} at the guide's first draw; "
                     "start the guide where the model has positive density"
                 )
 
 
+@torch.no_grad()
 def _vectorizes(problem: Problem, alone: Structure) -> bool:
     """Whether particles can share one run of guide and model: some try it, and each is scored again on its own, site by site."""
     lengths = {length for site in alone.sites.values() for length in site.shape}
