@@ -5,13 +5,14 @@
 
 from pyrovi import data
 from pyrovi._compare import compare
-from pyrovi._fit import Step, fit
+from pyrovi._fit import fit
 from pyrovi._report import report
 from pyrovi.catalog import Recipe, recipe, recipes
 from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError
 from pyrovi.exact import ExactPosterior
 from pyrovi.result import Estimate, Fit, Status
 from pyrovi.runs import load
+from pyrovi.svi import Step
 
 __version__ = "0.1.0"
 

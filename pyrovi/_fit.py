@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import pyro
 import pyro.optim
 import torch
-from numpy.typing import NDArray
-from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoGuide
-from pyro.optim.lr_scheduler import PyroLRScheduler
 
-from pyrovi._isolation import Parameters, isolated
-from pyrovi._typing import Data, Guide, Model, Path, Tensors
+from pyrovi._isolation import isolated
+from pyrovi._typing import Data, Guide, Model, Path
 from pyrovi.errors import SettingsError
 from pyrovi.inputs import as_dtype
-from pyrovi.minibatch import Batched
 from pyrovi.optim import make_optimizer
 from pyrovi.preflight import Problem, prepare, with_laplace
 from pyrovi.progress import Progress
-from pyrovi.result import Fit, Status
+from pyrovi.result import Fit
 from pyrovi.runs import check_folder
-from pyrovi.stopping import MIN_WINDOW, Plateau, looks, plateau
+from pyrovi.svi import Callback, optimise
 
-__all__ = ["Step", "fit"]
-
-
-class Step(NamedTuple):
-    """What a callback is told after a step."""
-
-    number: int
-    """From 1."""
-    elbo: float
-    """This step's estimate, in nats, of all the data."""
-    parameters: Callable[[], Tensors]
-    """Call it for the constrained parameters as they stand; that costs a copy."""
-
-
-Callback = Callable[[Step], object]
+__all__ = ["fit"]
 
 
 def fit(
@@ -158,7 +135,7 @@ def fit(
         pyro.set_rng_seed(seed)  # so that the loop is the plain `svi.step` loop of this seed, draw for draw
         try:
             with pyro.validation_enabled(False):
-                outcome = _optimise(problem, optim, steps, particles, stop, seed, Progress(steps, progress), _as_list(callbacks))
+                outcome = optimise(problem, optim, steps, particles, stop, seed, Progress(steps, progress), _as_list(callbacks))
             result = Fit(
                 parameters=problem.parameters.constrained(outcome.values),
                 unconstrained=outcome.values,
@@ -188,191 +165,6 @@ def fit(
     if folder is not None:
         result.save(folder)
     return result
-
-
-class _Outcome(NamedTuple):
-    elbo: NDArray[np.float64]
-    status: Status
-    advice: str
-    values: Tensors
-    averaged: int
-
-
-class _NotFinite(Exception):
-    """The loss of a step is NaN or infinite; raised before the optimiser has seen its gradient."""
-
-
-class _CheckedELBO(Trace_ELBO):
-    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
-        loss: float = super().loss_and_grads(model, guide, *args, **kwargs)
-        if not math.isfinite(loss):
-            raise _NotFinite
-        return loss
-
-
-class _Average:
-    """The mean of the parameters over the steps since the last `reset`."""
-
-    def __init__(self, leaves: Mapping[str, torch.Tensor]) -> None:
-        self._names, self._leaves = list(leaves), list(leaves.values())
-        self.reset()
-
-    def reset(self) -> None:
-        self.count = 0
-        self._sums = [torch.zeros_like(leaf, requires_grad=False) for leaf in self._leaves]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_add_(self._sums, self._leaves)
-        self.count += 1
-
-    def mean(self) -> Tensors:
-        return {name: total / self.count for name, total in zip(self._names, self._sums, strict=True)}
-
-
-def _optimise(
-    problem: Problem,
-    optim: pyro.optim.PyroOptim,
-    steps: int,
-    particles: int,
-    stop: str | None,
-    seed: int,
-    progress: Progress,
-    callbacks: list[Callback],
-) -> _Outcome:
-    """The loop. Between events (a look at the ELBO, a refresh of the bar) it does what a bare `svi.step` loop does."""
-    loss = _CheckedELBO(
-        num_particles=particles, vectorize_particles=problem.vectorize and particles > 1, max_plate_nesting=problem.nesting
-    )
-    batched = problem.batched()
-    model, guide, data = (problem.model, problem.guide, problem.data) if batched is None else (batched.model, batched.guide, {})
-    rows = _rows(problem, seed)
-    svi = SVI(model, guide, optim, loss)
-    decay = optim.step if isinstance(optim, PyroLRScheduler) else None
-    parameters = problem.parameters
-    average = _Average(parameters.leaves)
-    elbo = np.empty(steps)
-    look_at = looks(steps)
-    first_average = 0 if stop == "auto" or len(look_at) == 1 else look_at[-2]
-    window, last_good = 0, parameters.values()
-    judged: Plateau | None = None
-    status, advice, done = Status.step_limit, "", 0
-    try:
-        with warnings.catch_warnings(), progress:
-            warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")
-            for step in range(1, steps + 1):
-                if batched is not None:
-                    batched.take(next(rows))
-                elbo[step - 1] = -svi.step(**data)
-                done = step
-                if decay is not None:
-                    decay()
-                if step > first_average:
-                    average.update()
-                if callbacks:
-                    told = Step(step, float(elbo[step - 1]), lambda: parameters.constrained(parameters.values()))
-                    if any([callback(told) is True for callback in callbacks]):
-                        status, advice = Status.interrupted, f"A callback ended the fit at step {step:,} of {steps:,}."
-                        break
-                if step >= progress.due:
-                    progress.show(step, elbo)
-                if step == look_at[0]:
-                    judged = plateau(elbo[window:step], problem.structure.dimension)
-                    if step == steps or (stop == "auto" and judged.reached):
-                        break
-                    look_at.pop(0)
-                    window, last_good = step, parameters.values()
-                    average.reset()
-            progress.show(done, elbo)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-        status, advice = Status.interrupted, f"Stopped by hand after {done:,} of {steps:,} steps; this is the fit so far."
-    except (_NotFinite, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        status, advice = Status.diverged, _why_diverged(problem, model, guide, data, done, error)
-    except Exception as error:
-        error.add_note(f"raised by the model or guide at step {done + 1:,} of pyrovi.fit")
-        raise
-
-    elbo = elbo[:done]
-    values, averaged = parameters.values(), 0
-    if status is Status.diverged:
-        if not all(torch.isfinite(v).all() for v in values.values()):
-            values = last_good
-    elif status is Status.step_limit and judged is not None:
-        status = Status.converged if judged.reached else status
-        if average.count >= MIN_WINDOW:
-            mean = average.mean()
-            last_scores, mean_scores = (_scores(svi, parameters, data, batched, problem, seed, v) for v in (values, mean))
-            lead = last_scores - mean_scores
-            if not lead.mean() > 2 * lead.std(ddof=1) / math.sqrt(len(lead)):
-                values, averaged = mean, average.count
-        advice = _advice(status, judged, steps, done)
-    return _Outcome(elbo, status, advice, values, averaged)
-
-
-SCORED = 20
-"""Evaluations of the ELBO that choose between the last iterate and the mean; both see the same draws and batches, so few do."""
-
-
-def _scores(
-    svi: SVI, parameters: Parameters, data: Mapping[str, Any], batched: Batched | None, problem: Problem, seed: int, values: Tensors
-) -> NDArray[np.float64]:
-    """The ELBO at given parameters, over draws and batches that depend on the seed alone, shape `(SCORED,)`."""
-    parameters.assign(values)
-    pyro.set_rng_seed(seed)
-    rows, out = _rows(problem, seed), np.empty(SCORED)
-    for i in range(SCORED):
-        if batched is not None:
-            batched.take(next(rows))
-        out[i] = -svi.evaluate_loss(**data)
-    return out
-
-
-def _advice(status: Status, judged: Plateau, steps: int, done: int) -> str:
-    if status is Status.converged:
-        early = f"after {done:,} of {steps:,} steps" if done < steps else f"within its {steps:,} steps"
-        return (
-            f"The ELBO stopped rising {early}: {judged}. That says nothing of how near q is to the "
-            "posterior: compare it with an exact one or NUTS where you can."
-        )
-    if not math.isfinite(judged.se):
-        return f"{done:,} steps are too few to tell whether the ELBO still rises; {2 * MIN_WINDOW} are the least."
-    if abs(judged.gain) > 2 * judged.se:
-        moving = "still rising" if judged.gain > 0 else "falling: lower lr, or"
-        return f"The ELBO was {moving} when the steps ran out ({judged}); run more steps."
-    return f"The ELBO is too noisy to tell whether it still rises ({judged}); use more particles, more steps or a lower lr."
-
-
-def _why_diverged(problem: Problem, model: Model, guide: Guide, data: Mapping[str, Any], done: int, error: Exception) -> str:
-    """Name the sites whose log_prob is not finite, at the parameters where it happened."""
-    culprits: list[str] = []
-    try:
-        with poutine.block(), torch.no_grad():
-            guide_trace = poutine.trace(guide).get_trace(**data)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**data)
-            for trace in (guide_trace, model_trace):
-                trace.compute_log_prob()
-                culprits += [
-                    name
-                    for name, node in trace.nodes.items()
-                    if node["type"] == "sample" and not math.isfinite(float(node["log_prob_sum"]))
-                ]
-    except Exception as again:  # the diagnosis must not hide the disease
-        culprits = []
-        error = again
-    what = f"log_prob of {', '.join(map(repr, dict.fromkeys(culprits)))}" if culprits else "the loss"
-    why = f" ({type(error).__name__}: {str(error).splitlines()[0]})" if str(error) else ""
-    return (
-        f"At step {done + 1:,} {what} was not finite{why}. The parameters are the last finite ones. Lower lr, set "
-        "clip_norm, use more particles, or constrain the parameters that ran away."
-    )
-
-
-def _rows(problem: Problem, seed: int) -> Iterator[torch.Tensor]:
-    if problem.batches is None:
-        return iter(())
-    return problem.batches.epochs(torch.Generator().manual_seed(seed), problem.device)
 
 
 def _steps(steps: int | None, epochs: int | None, problem: Problem) -> int:

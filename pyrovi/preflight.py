@@ -182,8 +182,9 @@ def _check_finite(model_trace: Trace, guide_trace: Trace) -> None:
             raise error(f"the {what} cannot be scored at the guide's first draw: {str(exception).splitlines()[0]}") from exception
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(torch.as_tensor(node["log_prob_sum"])).all():
+                value = torch.as_tensor(node["log_prob_sum"]).item()
                 raise error(
-                    f"log_prob of site {name!r} in the {what} is {torch.as_tensor(node['log_prob_sum']).item()} at the guide's first draw; "
+                    f"log_prob of site {name!r} in the {what} is {value} at the guide's first draw; "
                     "start the guide where the model has positive density"
                 )
 
