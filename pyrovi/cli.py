@@ -338,7 +338,7 @@ def _print_table(frame: pd.DataFrame, columns: list[str]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for label, row in frame.iterrows():
         sd = row.get("sd_ref", row.get("sd", 0.0))
-        units = {"error": 0.1, "sd_ratio": 0.1, "mcse_mean": row.get("mcse_mean")}
+        units = {"error": 0.1, "sd_ratio": 0.1, "mcse_mean": row.get("mcse_mean", sd)}
         table.add_row(str(label), *(_number(row[column], units.get(column, sd)) for column in columns))
     _console().print(table)
 

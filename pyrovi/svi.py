@@ -154,7 +154,7 @@ def optimise(
             values = last_good
     elif status is Status.step_limit and judged is not None:
         status = Status.converged if judged.reached else status
-        if average.count >= MIN_WINDOW:
+        if decay is None and average.count >= MIN_WINDOW:
             mean = average.mean()
             with suppress(KeyboardInterrupt):  # too late to interrupt: the last iterate it is
                 last_scores, mean_scores = (_scores(svi, parameters, data, batched, problem, seed, v) for v in (values, mean))

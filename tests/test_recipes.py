@@ -79,14 +79,13 @@ def test_gamma_poisson_matches_all_64_pixels(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_gamma_poisson_with_the_documents_settings(dtype):
+def test_gamma_poisson_with_the_documents_settings():
     data = gamma_poisson.load()
-    fit = pyrovi.recipe("gamma_poisson").fit(dtype=dtype)
+    fit = pyrovi.recipe("gamma_poisson").fit()
     assert fit.settings["steps"] == 5_000
     assert fit.settings["particles"] == 128
     table = gamma_within_tolerance(fit, data)
-    assert abs(table.attrs["kl"].value) < 1.0
+    assert table.attrs["kl"].value < 0.05  # over 64 pixels
 
 
 @pytest.mark.parametrize("unknown", [False, True], ids=["known noise", "unknown noise"])
