@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyrovi.errors import GuideError, nearest
 
-__all__ = ["GUIDES", "make_guide"]
+__all__ = ["GUIDES", "HANDWRITTEN", "make_guide"]
 
 GUIDES: dict[str, type[AutoGuide]] = {
     "normal": autoguide.AutoNormal,
@@ -25,7 +25,8 @@ d(d+1)/2 numbers for d latents. `low_rank`: covariance of rank about √d plus a
 model's own dependencies. `delta`: a point, the posterior mode of the constrained values. `laplace`: a Gaussian at the mode of the
 unconstrained ones, with the curvature there."""
 
-POINT_ESTIMATES = (autoguide.AutoDelta,)
+HANDWRITTEN = "handwritten"
+"""What a guide is called that has no name of its own."""
 
 
 def make_guide(guide: str | type[AutoGuide] | Callable[..., Any], model: Callable[..., Any]) -> tuple[Callable[..., Any], str]:
@@ -48,4 +49,5 @@ def make_guide(guide: str | type[AutoGuide] | Callable[..., Any], model: Callabl
         return guide(model), guide.__name__
     if not callable(guide):
         raise GuideError(f"guide must be a name, an autoguide or a function; got {type(guide).__name__}")
-    return guide, getattr(guide, "__name__", type(guide).__name__)
+    name = getattr(guide, "__name__", type(guide).__name__)
+    return guide, HANDWRITTEN if name in ("guide", "<lambda>") else name

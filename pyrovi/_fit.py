@@ -56,9 +56,9 @@ def fit(
     passed in are as they were.
 
     At a constant rate the last iterate still wanders about the optimum, a posterior sd away in the documents' own settings.
-    So a fit without a schedule that runs to its end reports the mean of the (unconstrained) iterates since half-way, unless the last one has a
-    clearly higher ELBO on the same draws, as where the fit is still on its way. `settings["averaged_steps"]` is the number
-    of iterates, 0 for the last.
+    So a fit without a schedule that runs to its end reports the mean of the (unconstrained) iterates since half-way, unless
+    the last one has a clearly higher ELBO on the same draws, as where the fit is still on its way.
+    `settings["averaged_steps"]` is the number of iterates, 0 for the last.
 
     Args:
         model: A Pyro program: a function, `PyroModule` or `nn.Module`.

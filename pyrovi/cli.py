@@ -325,7 +325,8 @@ def _print_comparison(table: pd.DataFrame) -> None:
 
 
 def _print_summary(table: pd.DataFrame) -> None:
-    _print_table(table[:ROWS], list(table.columns))
+    if len(table):  # a model may have no latents
+        _print_table(table[:ROWS], list(table.columns))
     if len(table) > ROWS:
         _console().print(f"the first {ROWS} rows of {len(table):,}")
     _console().print(f"ELBO  {table.attrs['elbo']} nats")

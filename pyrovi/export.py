@@ -30,6 +30,9 @@ SUMMARY = ["mean", "sd", "5%", "95%", "mcse_mean"]
 
 SAMPLE_DIMS = ("chain", "draw")
 
+POINTWISE_SCALARS = 50_000_000
+"""The largest group with a number for every draw and datum that is made unasked: 200 MB in float32."""
+
 
 def to_arviz(
     fit: Fit,
@@ -38,13 +41,16 @@ def to_arviz(
     seed: int | None = None,
     dims: Mapping[str, list[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
+    pointwise: bool | None = None,
 ) -> Any:
     """The whole of a fit as an ArviZ container; see `Fit.to_arviz`."""
     axes = _Axes(dict(dims or {}), dict(coords or {}))
     with fit.loaded(draws, seed) as problem:
-        drawn = draw(problem, draws, pointwise=True)
+        if pointwise is None:
+            pointwise = draws * sum(site.shape.numel() for site in problem.structure.observed.values()) <= POINTWISE_SCALARS
+        drawn = draw(problem, draws, pointwise=pointwise)
         # A model that subsamples itself cannot be run on all of its data at once.
-        whole = problem.batches is None or problem.batches.model_mode != "indexed"
+        whole = pointwise and (problem.batches is None or problem.batches.model_mode != "indexed")
         predictive = predict(problem, draws, drawn.posterior, None) if whole else {}
         prior_draws, prior_predictive = prior(problem, draws) if whole else ({}, {})
     structure = problem.structure

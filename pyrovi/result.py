@@ -143,6 +143,7 @@ class Fit:
         seed: int | None = None,
         dims: Mapping[str, list[str]] | None = None,
         coords: Mapping[str, Any] | None = None,
+        pointwise: bool | None = None,
     ) -> Any:
         """What ArviZ's functions take: `InferenceData` for ArviZ 0.x, an xarray `DataTree` for 1.x.
 
@@ -154,12 +155,14 @@ class Fit:
             seed: The fit's own seed when None.
             dims: Variable name to the names of its axes; plates name theirs where this does not.
             coords: Axis name to its labels.
+            pointwise: Whether to include the groups that hold a number for every draw and datum: log_likelihood,
+                posterior_predictive, prior_predictive, and prior with it. When None, unless they hold more than 50 million each.
         """
         from pyrovi.export import to_arviz
 
         if self.problem is None and self.stored is not None:
             return self.stored
-        return to_arviz(self, draws, seed=seed, dims=dims, coords=coords)
+        return to_arviz(self, draws, seed=seed, dims=dims, coords=coords, pointwise=pointwise)
 
     def summary(self, draws: int = 1_000, *, seed: int | None = None, **options: Any) -> pd.DataFrame:
         """`az.summary` of the posterior: mean, sd and interval, and the Monte Carlo error of the mean.

@@ -17,7 +17,8 @@ import torch
 from pyrovi import _arviz
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Path
-from pyrovi.errors import ModelError, RunFolderError
+from pyrovi.errors import GuideError, ModelError, RunFolderError
+from pyrovi.guides.auto import GUIDES
 from pyrovi.inputs import as_dtype
 from pyrovi.preflight import Problem, prepare, with_laplace
 from pyrovi.result import Fit, Status
@@ -111,6 +112,7 @@ def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | Non
 
     Raises:
         RunFolderError: There is no run, or it is damaged.
+        GuideError: The model was given without its handwritten guide.
         ModelError: The model and guide do not have the stored parameters.
     """
     from safetensors import SafetensorError
@@ -148,10 +150,12 @@ def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | Non
 
         if fit.recipe in recipes:
             model = recipes[fit.recipe].model
-            if guide is None and fit.settings["guide"] == "guide":
+            if guide is None and fit.settings["guide"] not in GUIDES:
                 guide = recipes[fit.recipe].guide
     if model is None:
         return fit
+    if guide is None and fit.settings["guide"] not in GUIDES:
+        raise GuideError(f"the run was made with a guide of your own ({fit.settings['guide']}); pass it too, as guide=")
     problem = _problem(fit, model, guide if guide is not None else fit.settings["guide"], stored_data if data is None else data)
     return replace(fit, problem=problem, parameters=problem.parameters.constrained(values))
 

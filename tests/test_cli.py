@@ -1,5 +1,6 @@
 """The command line: what it prints, what it leaves, and what it says when something is wrong."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -125,6 +126,11 @@ def test_the_worst_rows_of_many_fit_on_a_screen():
     assert f"{table['sd_ratio'].min():.3f} to {table['sd_ratio'].max():.3f}" in "\n".join(lines)
 
 
+def test_the_label_of_a_row_is_printed_as_it_is(capsys):
+    cli._print_table(pd.DataFrame({"mean": [1.0]}, index=["beta[age]"]), ["mean"])
+    assert "beta[age]" in capsys.readouterr().out
+
+
 def test_a_number_shows_three_digits_of_its_unit():
     assert cli._number(1.87738, 0.0995) == "1.8774"
     assert cli._number(-14252.3456, 12.0) == "-14252.3"
@@ -236,8 +242,8 @@ def test_a_file_that_cannot_be_imported_is_named_with_its_line(line, said):
 
 
 def test_a_model_that_raises_is_named_with_its_line_before_the_fit_and_within_it():
-    Path("own.py").write_text("def model():\n    raise RuntimeError('no')\n")
-    assert complaint("fit", "own.py:model").endswith("raised RuntimeError: no (data: none) [own.py:2]\n")
+    Path("own.py").write_text("def model():\n    inner()\n\ndef inner():\n    raise RuntimeError('no')\n")
+    assert complaint("fit", "own.py:model").endswith("raised RuntimeError: no (data: none) [own.py:5]\n")
     Path("own.py").write_text(
         f"{COIN}\ncalls = []\ndef late(flips):\n    calls.append(1)\n    assert len(calls) < 40, 'tired'\n    model(flips)\n"
     )
@@ -283,6 +289,9 @@ def test_a_diverged_fit_is_kept_and_exits_3():
     told = document("fit", "own.py:odd", "--data", "flips.csv", code=3)
     assert told["status"] == "diverged"
     assert pyrovi.load(told["run"]).status == "diverged"
+    quiet = run("fit", "own.py:odd", "--data", "flips.csv", "--quiet", code=3)
+    assert quiet.stdout == "runs/own-odd-2\n"
+    assert quiet.stderr.startswith("diverged: ")
 
 
 def test_a_fit_that_diverged_beyond_drawing_is_told_so_and_exits_3():
@@ -356,6 +365,20 @@ def test_a_table_that_cannot_be_written_is_exit_code_2():
 def test_every_help_text_has_an_example(command):
     help_text = run(*command, "--help").stdout
     assert f"pyrovi {' '.join(command)}" in help_text.split("Example")[1]
+
+
+def test_a_pipe_that_closes_is_no_error(monkeypatch):
+    def closed():
+        raise BrokenPipeError(errno.EPIPE, "closed")
+
+    monkeypatch.setattr(cli, "_console", closed)
+    assert run("list", code=1).output == ""
+
+
+def test_a_dataclass_in_the_file_finds_its_module():
+    lines = "from __future__ import annotations", "import dataclasses", "@dataclasses.dataclass\nclass Prior:\n    a: float = 1.0"
+    Path("own.py").write_text("\n".join(lines))
+    assert "'own.py' has no model 'model'; Known: Prior" in complaint("fit", "own.py:model")
 
 
 def test_an_error_of_pyrovis_own_is_not_hidden(monkeypatch):

@@ -236,6 +236,15 @@ def test_a_matrix_of_two_plates_keeps_their_order():
     assert np.array_equal(_arviz.group(idata, "observed_data")["x"], gamma_poisson.load(m=4)["x"])
 
 
+def test_groups_as_large_as_draws_times_data_are_made_unasked_only_while_they_are_small(monkeypatch, fit):
+    large = {"log_likelihood", "posterior_predictive", "prior_predictive"}
+    monkeypatch.setattr("pyrovi.export.POINTWISE_SCALARS", 10 * 8 - 1)
+    assert not large & set(_arviz.groups(fit.to_arviz(10)))
+    assert large <= set(_arviz.groups(fit.to_arviz(9)))
+    assert large <= set(_arviz.groups(fit.to_arviz(10, pointwise=True)))
+    assert not large & set(_arviz.groups(fit.to_arviz(9, pointwise=False)))
+
+
 def test_a_slash_in_a_name_becomes_a_dot():
     from pyro.contrib.autoname import scope
 

@@ -70,6 +70,8 @@ def test_without_the_model_there_are_the_stored_draws(fit, tmp_path):
     assert "loaded without its model" in repr(back)
     with pytest.raises(pyrovi.PyroviError, match="loaded without its model"):
         back.posterior(3)
+    with pytest.raises(pyrovi.GuideError, match="pass it too"):
+        pyrovi.load(tmp_path / "run", model=model)
 
 
 def test_a_point_estimate_is_one_without_its_model_too(tmp_path):
