@@ -38,8 +38,8 @@ def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 1
         A DataFrame with the columns `mean`, `mean_ref`; `error`, the difference of the means in units of the
         reference's sd; `sd`, `sd_ref`, `sd_ratio`; `5%`, `50%`, `95%` and the same with `_ref`; and `wasserstein`, the
         1-Wasserstein distance in reference sds. Of an exact reference the `_ref` columns are exact. Its `attrs` hold
-        `elbo` and, for an exact reference, `log_evidence` and `kl`: KL(q‖p) = log evidence − ELBO, in nats, with its
-        standard error, estimated from the same draws.
+        `elbo` (not of a point estimate) and, for an exact reference, `log_evidence` and `kl`: KL(q‖p) = log evidence −
+        ELBO, in nats, with its standard error, estimated from the same draws.
 
     Raises:
         PyroviError: The two have no variable in common, or one has another shape in the reference.
@@ -65,6 +65,8 @@ def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 1
             label = f"{name}[{', '.join(map(str, index))}]" if shape else name
             rows[label] = _row(q[:, i], {key: value[..., i] for key, value in ref.items() if key != "shape"})
     table = pd.DataFrame.from_dict(rows, orient="index")
+    if isinstance(fit, Fit) and fit.point_estimate:
+        return table  # a point has no density, and so no ELBO
     if drawn is not None:
         table.attrs.update(_evidence(drawn.elbo.numpy(), other))
     elif isinstance(fit, Fit):

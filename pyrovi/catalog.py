@@ -32,8 +32,6 @@ class Recipe:
         load: Its data; takes the options that its docstring says.
         exact: From the data to the exact posterior; None where there is none.
         settings: The document's, for `pyrovi.fit`.
-        dims: Names for the axes of its variables, beyond the plates.
-        coords: Labels for axes.
     """
 
     name: str
@@ -44,8 +42,6 @@ class Recipe:
     load: Callable[..., dict[str, Any]]
     exact: Callable[..., ExactPosterior] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    dims: Mapping[str, list[str]] = field(default_factory=dict)
-    coords: Mapping[str, Any] = field(default_factory=dict)
 
     def fit(self, data: Mapping[str, Any] | None = None, guide: Any = None, **settings: Any) -> Fit:
         """Fit the recipe as the document does.
@@ -61,7 +57,7 @@ class Recipe:
 
             check_folder(folder)
         chosen = {**self.settings, **settings}
-        if "epochs" in settings:
+        if "epochs" in settings and "steps" not in settings:
             chosen.pop("steps", None)
         result = fit(self.model, self.guide if guide is None else guide, self.load() if data is None else data, **chosen)
         result = replace(result, recipe=self.name)

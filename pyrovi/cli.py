@@ -124,8 +124,9 @@ def fit_target(
 ) -> None:
     """Fit a recipe, or a model of your own, and leave a run folder.
 
-    What is not given is the recipe's own, or else the default of pyrovi.fit. Ends with the comparison with the exact posterior
-    where there is one, else with a summary.
+    Ends with the comparison with the exact posterior where there is one, else with a summary.
+
+    What is not given is the recipe's own, or else the default of pyrovi.fit.
 
     Ctrl-C keeps the fit so far. Exit codes: 0 done, 2 a mistake in the arguments, data or model, 3 diverged, 130 interrupted.
     """

@@ -44,5 +44,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    listing = f"Known: {', '.join(known)}" if known else "There are none"
-    return f"did you mean {close[0]!r}? {listing}" if close else listing
+    listing = f"nown: {', '.join(known)}"
+    if not known:
+        return "there are none"
+    return f"did you mean {close[0]!r}? K{listing}" if close else f"k{listing}"

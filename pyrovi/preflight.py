@@ -97,6 +97,9 @@ def prepare(
     # store of its own, so that the guide meets an empty one, as under `svi.step`.
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         trace = run(InitMessenger(feasible)(model), tensors, ModelError)
+        if integers := _integers_to_cast(trace, tensors):
+            tensors |= {name: tensors[name].to(dtype) for name in integers}
+            trace = run(InitMessenger(feasible)(model), tensors, ModelError)
     structure = check_observed(trace)
     if device.type != "cpu" and isinstance(guide, torch.nn.Module):
         guide.to(device)
@@ -130,6 +133,20 @@ def prepare(
         nesting=max(structure.max_plate_nesting, guide_structure.max_plate_nesting),
     )
     return replace(problem, vectorize=_vectorizes(problem, Structure.of(model_trace)))
+
+
+def _integers_to_cast(trace: Trace, data: Mapping[str, Any]) -> list[str]:
+    """Outcomes given as integers or booleans, as 0 and 1 usually are, where the distribution scores only floats."""
+    found = []
+    for name in Structure.of(trace).observed:
+        value, fn = trace.nodes[name]["value"], trace.nodes[name]["fn"]
+        if value.is_floating_point():
+            continue
+        try:
+            fn.log_prob(value)
+        except RuntimeError:
+            found += [argument for argument, given in data.items() if given is value]
+    return found
 
 
 def _first_run(problem: Problem) -> tuple[Trace, Trace]:
@@ -178,7 +195,7 @@ def _check_finite(model_trace: Trace, guide_trace: Trace) -> None:
     for what, trace, error in (("guide", guide_trace, GuideError), ("model", model_trace, ModelError)):
         try:
             trace.compute_log_prob()
-        except ValueError as exception:  # torch's validation
+        except Exception as exception:  # torch's validation, or whatever a distribution raises at values it cannot score
             raise error(f"the {what} cannot be scored at the guide's first draw: {str(exception).splitlines()[0]}") from exception
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(torch.as_tensor(node["log_prob_sum"])).all():

@@ -123,28 +123,23 @@ def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | Non
         raise RunFolderError(f"{path} is not a run folder: it has no {STATE}")
     try:
         state = json.loads((path / STATE).read_text())
+        if state["format"] != FORMAT:
+            raise RunFolderError(f"run folder {path} has format {state['format']}; this pyrovi reads format {FORMAT}")
         values = load_file(path / PARAMETERS)
         stored_data = {**load_file(path / DATA), **state["data"]}
         container = _arviz.read(str(path / POSTERIOR))
-        elbo = np.asarray(_arviz.group(container, "optimization")["elbo"])
+        fit = Fit(
+            parameters={},
+            unconstrained=values,
+            elbo=np.asarray(_arviz.group(container, "optimization")["elbo"]),
+            status=Status(state["status"]),
+            stored=container,
+            **{name: state[name] for name in ("advice", "settings", "versions", "seconds", "seed", "recipe")},
+        )
+    except RunFolderError:
+        raise
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunFolderError(f"run folder {path} is damaged: {error}") from error
-    if state["format"] != FORMAT:
-        raise RunFolderError(f"run folder {path} has format {state['format']}; this pyrovi reads format {FORMAT}")
-
-    fit = Fit(
-        parameters={},
-        unconstrained=values,
-        elbo=elbo,
-        status=Status(state["status"]),
-        advice=state["advice"],
-        settings=state["settings"],
-        versions=state["versions"],
-        seconds=state["seconds"],
-        seed=state["seed"],
-        recipe=state["recipe"],
-        stored=container,
-    )
     if model is None and fit.recipe is not None:
         from pyrovi.catalog import recipes
 

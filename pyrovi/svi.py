@@ -150,7 +150,7 @@ def optimise(
     elbo = elbo[:done]
     values, averaged = parameters.values(), 0
     if status is Status.diverged:
-        if not all(torch.isfinite(v).all() for v in values.values()):
+        if not all(torch.isfinite(v).all() for v in (*values.values(), *parameters.constrained(values).values())):
             values = last_good
     elif status is Status.step_limit and judged is not None:
         status = Status.converged if judged.reached else status

@@ -72,6 +72,11 @@ def test_fits_and_arviz_containers_are_references_too():
     assert _arviz.groups(other.to_arviz(5))
 
 
+def test_a_point_estimate_has_no_kl():
+    fit = pyrovi.fit(normal_mean.model, "delta", DATA, steps=5)
+    assert not {"kl", "elbo"} & set(pyrovi.compare(fit, EXACT, draws=10).attrs)
+
+
 def test_what_cannot_be_compared_says_so():
     fit = held_at(0.0, 1.0)
     with pytest.raises(pyrovi.SettingsError, match="got int"):

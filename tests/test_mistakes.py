@@ -200,6 +200,22 @@ def test_a_value_outside_a_sites_support_is_found(fn, value, words):
         pyrovi.fit(observing, "normal", {"x": [good, value]}, steps=2)
 
 
+@pytest.mark.parametrize("outcome", [np.array([0, 1, 1]), np.array([False, True, True])], ids=["integers", "booleans"])
+def test_outcomes_may_be_integers_or_booleans(outcome):
+    """Which torch's Bernoulli does not score; a label that the model indexes with stays an integer."""
+
+    def coin(y, label):
+        with pyro.plate("side", 2):
+            p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("toss", len(y)):
+            pyro.sample("label", dist.Categorical(torch.ones(2)), obs=label)
+            pyro.sample("y", dist.Bernoulli(p[..., label]), obs=y)
+
+    fit = pyrovi.fit(coin, "normal", {"y": outcome, "label": np.array([0, 1, 1])}, steps=2)
+    assert fit.problem.data["y"].is_floating_point()
+    assert not fit.problem.data["label"].is_floating_point()
+
+
 def test_a_normal_used_as_a_scale_is_not_a_false_alarm():
     """At 0, where the first look at the shapes puts it, the scale is invalid; the guide never goes there."""
 
