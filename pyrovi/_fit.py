@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Guide, Model, Path
-from pyrovi.errors import SettingsError
+from pyrovi.errors import ModelError, SettingsError
 from pyrovi.inputs import as_dtype
 from pyrovi.optim import make_optimizer
 from pyrovi.preflight import Problem, prepare, with_laplace
@@ -118,7 +118,7 @@ def fit(
     if folder is not None:
         check_folder(folder)
 
-    with isolated(seed, dtype, validate=True):
+    with isolated(seed, dtype, device, validate=True):
         make_optimizer(optimizer, lr, schedule, clip_norm, steps or 1)  # a bad one raises before the model is run
         problem = prepare(
             model,
@@ -136,12 +136,17 @@ def fit(
         try:
             with pyro.validation_enabled(False):
                 outcome = optimise(problem, optim, steps, particles, stop, seed, Progress(steps, progress), _as_list(callbacks))
+            advice = outcome.advice
+            try:
+                fitted = with_laplace(problem, outcome.values)
+            except ModelError as error:  # the mode is worth having all the same
+                fitted, advice = problem, f"{error} What you have is the mode alone. {advice}"
             result = Fit(
                 parameters=problem.parameters.constrained(outcome.values),
                 unconstrained=outcome.values,
                 elbo=outcome.elbo[None, :],
                 status=outcome.status,
-                advice=outcome.advice,
+                advice=advice,
                 settings={
                     "guide": problem.guide_name,
                     **optim_settings,
@@ -150,6 +155,8 @@ def fit(
                     "particles": particles,
                     "vectorized": problem.vectorize,
                     "batch_size": problem.batches.batch_size if problem.batches else None,
+                    "batch_plate": problem.batches.plate if problem.batches else None,
+                    "batch_data": list(problem.batches.sliced) if problem.batches else None,
                     "stop": stop,
                     "averaged_steps": outcome.averaged,
                     "dtype": str(dtype).removeprefix("torch."),
@@ -158,7 +165,7 @@ def fit(
                 versions=_versions(),
                 seconds=time.perf_counter() - began,
                 seed=seed,
-                problem=with_laplace(problem, outcome.values),
+                problem=fitted,
             )
         finally:
             problem.parameters.give_back(start)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.poutine.runtime import am_i_wrapped
 
 from pyrovi._typing import Tensors
 
@@ -16,8 +18,8 @@ __all__ = ["Parameters", "isolated"]
 
 
 @contextmanager
-def isolated(seed: int, dtype: torch.dtype, *, validate: bool = False) -> Iterator[None]:
-    """A clean room: an empty parameter store, generators seeded by `seed`, `dtype` as default, gradients on.
+def isolated(seed: int, dtype: torch.dtype, device: torch.device | None = None, *, validate: bool = False) -> Iterator[None]:
+    """A clean room: an empty parameter store, generators seeded by `seed`, `dtype` and `device` as defaults, gradients on.
 
     Pyro's `module_local_params` is off inside, so that every parameter is found in one place, the store.
     """
@@ -28,7 +30,10 @@ def isolated(seed: int, dtype: torch.dtype, *, validate: bool = False) -> Iterat
             pyro.get_param_store().scope(),
             pyro.settings.context(module_local_params=False),
             pyro.validation_enabled(validate),
+            torch.inference_mode(False),
             torch.enable_grad(),
+            poutine.block() if am_i_wrapped() else nullcontext(),  # a caller's own handlers are not to see inside
+            torch.device(device) if device is not None and device.type != "cpu" else nullcontext(),
         ):
             pyro.set_rng_seed(seed)
             torch.set_default_dtype(dtype)

@@ -14,6 +14,8 @@ import torch
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
 
 from pyrovi._typing import Guide, Model
 from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, SettingsError, nearest
@@ -45,7 +47,7 @@ def find_plate(structure: Structure, data: Mapping[str, Any], batch_size: int | 
             raise SettingsError(f"batch_size names plate {name!r}, which the model does not have; {nearest(name, plates)}")
     else:
         name, size = (next(iter(own)) if own else _data_plate(structure, data)), batch_size
-    if not (isinstance(size, int) and size >= 1):
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise SettingsError(f"batch_size must be a whole number of at least 1; got {size!r}")
     plate = plates[name]
     if name in own and size != plate.subsample_size:
@@ -64,10 +66,12 @@ def _data_plate(structure: Structure, data: Mapping[str, Any]) -> str:
     leftmost = [p for p in holding if p.size in rows and all(_is_leftmost(p, s.plates) for s in observed)]
     if len(leftmost) == 1:
         return leftmost[0].name
-    known = ", ".join(repr(p) for p in structure.plates) or "none"
+    if not structure.plates:
+        raise SettingsError("batch_size needs a plate around the data, as in pyro.plate('data', len(x)); the model has none")
+    known = ", ".join(repr(p) for p in structure.plates)
     raise SettingsError(
-        f"batch_size needs one plate that holds every observed site, with a row of data for each; the model's plates are: {known}. "
-        "Name it, as in batch_size={'data': 100}"
+        "batch_size needs one plate that holds every observed site, with a row of data for each; the model's plates are "
+        f"{known}, so name one, as in batch_size={{{next(iter(structure.plates))!r}: 100}}"
     )
 
 
@@ -96,12 +100,15 @@ def find_batches(
 
     def try_model(mode: Mode) -> Structure:
         batched = Batched(plan(mode, "whole"), InitMessenger(feasible)(model), guide, data)
-        found = _try(batched, batched.model, ModelError, check_observed)
+        trace = _try(batched, batched.model, ModelError)
+        found = check_observed(trace)
         for name, p in found.plates.items():
             if name != plate and name in structure.plates and p.size != structure.plates[name].size:
                 raise DataError(
                     f"plate {name!r} would shrink from {structure.plates[name].size} to {p.size} along with plate {plate!r}"
                 )
+        if pad_to is None and batch_data is None:
+            _check_same_density(InitMessenger(feasible)(model), data, trace, plate, batched.indices)
         return found
 
     model_mode, narrow = _first_that_works("model", modes, try_model, sliced, plate)
@@ -133,7 +140,7 @@ def find_batches(
     def try_guide(mode: Mode) -> Structure:
         batched = Batched(plan(model_mode, mode), model, guide, data)
         with pyro.get_param_store().scope() as small:
-            found = _try(batched, batched.guide, GuideError, Structure.of)
+            found = Structure.of(_try(batched, batched.guide, GuideError))
         for name, site in narrow.latent.items():
             if name in found.sites and found.sites[name].shape != site.shape:
                 raise GuideError(
@@ -159,27 +166,58 @@ def _sliced(data: Mapping[str, Any], size: int, batch_data: tuple[str, ...] | No
     return tuple(batch_data)
 
 
-def _try(batched: Batched, program: Callable[..., Any], error: type[PyroviError], read: Callable[[Any], Structure]) -> Structure:
+def _try(batched: Batched, program: Callable[..., Any], error: type[PyroviError]) -> Trace:
     """Run a program on the last `batch_size` rows."""
     plan = batched.plan
     batched.take(torch.arange(plan.size - plan.batch_size, plan.size, device=batched.device))
-    return read(run(program, {}, error))
+    with pyro.validation_enabled(False):  # the latent values are not the model's choice
+        return run(program, {}, error)
+
+
+def _check_same_density(model: Model, data: Mapping[str, Any], batch: Trace, plate: str, rows: torch.Tensor) -> None:
+    """Raise where a site scores otherwise on the batch than with all the data, at the same latents.
+
+    Such a model reads the data outside the plate (a mean of them, a factor over them), and its batches do not add up to the whole.
+    """
+    with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.no_grad():
+        whole, again = (run(model, data, ModelError) for _ in range(2))
+    for name, node in batch.nodes.items():
+        if node["type"] != "sample" or site_is_subsample(node) or name not in whole.nodes:
+            continue
+        full, repeated, part = (_density(t.nodes[name]) for t in (whole, again, batch))
+        if not torch.equal(full, repeated):
+            return  # dropout, or a discrete latent: it is never twice the same
+        dim = next((f.dim for f in node["cond_indep_stack"] if f.name == plate), None)
+        if dim is not None and full.dim() >= -dim and full.shape[dim] != part.shape[dim]:
+            full = full.index_select(dim, rows)
+        if full.shape != part.shape or not torch.allclose(full, part, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ModelError(
+                f"site {name!r} has another density on a batch of plate {plate!r} than with all the data: the model reads rows "
+                "outside that plate, as in x.mean() or a factor over x; compute such things beforehand, or say with batch_data= which data "
+                "to narrow if that is as it should be"
+            )
+
+
+def _density(node: Any) -> torch.Tensor:
+    """A site's own log density, unscaled."""
+    return torch.as_tensor(node["fn"].log_prob(node["value"])).detach()
 
 
 def _first_that_works(
     what: str, modes: tuple[Mode, ...], attempt: Callable[[Mode], Structure], sliced: tuple[str, ...], plate: str
 ) -> tuple[Mode, Structure]:
-    reasons = []
+    reasons: list[PyroviError] = []
     for mode in modes:
         try:
             return mode, attempt(mode)
         except PyroviError as reason:
-            reasons.append(f"{mode}: {reason}")
+            reasons.append(reason)
     error = ModelError if what == "model" else GuideError
+    narrowed = f"with {', '.join(sliced)} narrowed to it" if modes[0] == "sliced" else "with its indices"
     raise error(
-        f"the {what} cannot be run on a batch of plate {plate!r}. Data narrowed to the batch: {', '.join(sliced) or 'none'} "
-        f"(batch_data= says which have a row a datum). Tried {'; '.join(reasons)}"
-    )
+        f"the {what} cannot be run on a batch of plate {plate!r} {narrowed} (batch_data= says which have a row a datum): "
+        f"{reasons[0]}"
+    ) from reasons[0]
 
 
 def _row_parameters(full: Mapping[str, torch.Tensor], small: Mapping[str, torch.Tensor], size: int, batch: int) -> dict[str, int]:

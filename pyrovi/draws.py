@@ -6,25 +6,26 @@ deepest plate nesting; `_Runner` lays them out and takes them back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 
 from pyrovi._typing import Tensors
-from pyrovi.errors import DataError, ModelError
+from pyrovi.errors import DataError, ModelError, SettingsError, nearest
 from pyrovi.inputs import check_arguments, describe, to_tensors
 from pyrovi.minibatch import Batched
 from pyrovi.preflight import Problem
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
 
-__all__ = ["Draws", "draw", "predict", "prior"]
+__all__ = ["Draws", "draw", "observed", "predict", "prior"]
 
 CHUNK_SCALARS = 10_000_000
 """Observed and latent scalars handled at once: 80 MB in float64, a few times that with temporaries."""
@@ -68,48 +69,94 @@ def draw(problem: Problem, n: int, *, pointwise: bool = False) -> Draws:
     )
 
 
-def predict(problem: Problem, n: int, posterior: Mapping[str, torch.Tensor], data: Mapping[str, Any] | None) -> Tensors:
-    """The model's observed sites (and deterministic ones, with new data) drawn anew for each of `n` posterior draws.
-
-    With new `data`, a latent site whose shape changes with them (a latent a datum, for other data) is drawn from the
-    model given the rest.
-    """
-    inputs = problem.data if data is None else _new_data(problem, data)
-    if data is None and problem.batches is not None and problem.batches.model_mode == "indexed":
-        raise ModelError(
-            f"the model subsamples plate {problem.batches.plate!r} itself, so it cannot predict all of it; write the plate "
-            f"plainly, as pyro.plate({problem.batches.plate!r}, len(x)), or pass data="
+def predict(
+    problem: Problem, n: int, posterior: Mapping[str, torch.Tensor], data: Mapping[str, Any] | None, redraw: Sequence[str] = ()
+) -> Tensors:
+    """The model's observed sites (and deterministic ones, with new data) drawn anew for each of `n` posterior draws."""
+    unknown = [name for name in redraw if name not in problem.structure.latent]
+    if unknown:
+        raise SettingsError(
+            f"redraw names {unknown[0]!r}, which is not a latent site; {nearest(unknown[0], problem.structure.latent)}"
         )
-    structure = problem.structure if data is None else _structure(problem, inputs)
-    latents = {name: posterior[name] for name in problem.structure.latent}
+    if data is None:
+        structure, inputs = problem.structure, None
+    else:
+        if problem.batches is not None and problem.batches.pad_to is not None:
+            raise ModelError(
+                f"the model subsamples plate {problem.batches.plate!r} itself and would predict for a random part of the new data; "
+                f"write the plate plainly, as pyro.plate({problem.batches.plate!r}, len(x))"
+            )
+        inputs = _new_data(problem, data)
+        structure = _structure(problem, inputs)
+    kept = {}
+    for name, site in problem.structure.latent.items():
+        if name in redraw or name not in structure.sites:
+            continue
+        shape = structure.sites[name].shape
+        if shape != site.shape:
+            raise DataError(
+                f"site {name!r} has shape {tuple(site.shape)} in the fit and {tuple(shape)} with the new data; pass "
+                f"redraw=[{name!r}] to draw it from the model given the rest, or give data that leave its shape alone"
+            )
+        kept[name] = posterior[name]
     wanted = {
-        name: s for name, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")
+        name for name, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")
     }
     out, done = [], 0
     with torch.no_grad():
         for runner in _runners(problem, n):
-            given = {}
-            for name, value in latents.items():
-                site = structure.sites.get(name)
-                if site is not None and site.shape == problem.structure.sites[name].shape:
-                    given[name] = value[done : done + runner.size].reshape(runner.size, *site.shape)
-            trace = runner.trace(_Simulate()(problem.model), inputs, given, structure)
-            out.append({name: _tidy(runner.value(trace.nodes[name], s.shape, s), s) for name, s in wanted.items()})
+            given = {m: v[done : done + runner.size].reshape(runner.size, *structure.sites[m].shape) for m, v in kept.items()}
+            blocks = _blocks(problem, "model") if inputs is None else [_Block(problem.model, inputs)]
+            out.append(_simulated(runner, blocks, structure, given, wanted))
             done += runner.size
     return _cat(iter(out))
 
 
 def prior(problem: Problem, n: int) -> tuple[Tensors, Tensors]:
     """Draws of the model alone: its latent and deterministic sites, and its observed ones."""
-    out = []
     structure = problem.structure
-    sites = {name: s for name, s in structure.sites.items() if s.kind != "factor"}
+    wanted = {name for name, s in structure.sites.items() if s.kind != "factor"}
     with torch.no_grad():
-        for runner in _runners(problem, n):
-            trace = runner.trace(_Simulate()(problem.model), problem.data)
-            out.append({name: _tidy(runner.value(trace.nodes[name], s.shape, s), s) for name, s in sites.items()})
+        out = [_simulated(runner, _blocks(problem, "model"), structure, {}, wanted) for runner in _runners(problem, n)]
     drawn = _cat(iter(out))
-    return {n: v for n, v in drawn.items() if n not in structure.observed}, {n: drawn[n] for n in structure.observed}
+    return {m: v for m, v in drawn.items() if m not in structure.observed}, {m: drawn[m] for m in structure.observed}
+
+
+def observed(problem: Problem) -> Tensors:
+    """The observed values, whole, also of a model that subsamples itself; no axis of draws."""
+    if problem.batches is None or problem.batches.pad_to is None:
+        sites = problem.structure.observed
+        return {
+            m: _tidy(v.detach().reshape(sites[m].shape)[None], sites[m])[0] for m, v in zip(sites, problem.outcomes, strict=True)
+        }
+    pieces: dict[str, list[torch.Tensor]] = {}
+    for block in _blocks(problem, "model"):
+        trace = poutine.trace(block.program).get_trace(**block.data)
+        for name, site in problem.structure.observed.items():
+            if name in trace.nodes and block.counts(trace.nodes[name]):
+                value = trace.nodes[name]["value"].detach().expand(block.shape(site))[None]
+                pieces.setdefault(name, []).append(block.drop_padding(value, site))
+    return {
+        name: _tidy(_join(block, v, problem.structure.sites[name]), problem.structure.sites[name])[0] for name, v in pieces.items()
+    }
+
+
+def _simulated(runner: _Runner, blocks: Iterable[_Block], structure: Structure, given: Tensors, wanted: set[str]) -> Tensors:
+    """Run the model forwards with some latents given; block by block, with the same global latents in each."""
+    pieces: dict[str, list[torch.Tensor]] = {}
+    held = dict(given)
+    for block in blocks:
+        values = {name: block.narrow(value, structure.sites[name]) for name, value in held.items()}
+        trace = runner.trace(_Simulate()(block.program), block.data, values, structure)
+        for name, site in structure.sites.items():
+            if site.kind == "factor" or name not in trace.nodes or not block.counts(trace.nodes[name]):
+                continue
+            value = runner.value(trace.nodes[name], block.shape(site), site)
+            if name in wanted:
+                pieces.setdefault(name, []).append(block.drop_padding(value, site))
+            if site.kind == "latent" and block.plate is not None and not site.inside(block.plate):
+                held[name] = value
+    return {name: _tidy(_join(block, v, structure.sites[name]), structure.sites[name]) for name, v in pieces.items()}
 
 
 class _Simulate(UnconditionMessenger):
@@ -161,7 +208,9 @@ class _Runner:
 
     def log_prob(self, node: Any, shape: tuple[int, ...], site: Site) -> torch.Tensor:
         batch = len(site.batch_shape)
-        return self._take_back(torch.as_tensor(node["log_prob"]).detach(), shape[:batch], batch)
+        # Each datum's own density: not scaled as the ELBO may be.
+        log_prob = scale_and_mask(node["fn"].log_prob(node["value"]), mask=node["mask"])
+        return self._take_back(torch.as_tensor(log_prob).detach(), shape[:batch], batch)
 
     def total(self, trace: Trace, wanted: Callable[[Any], bool] = lambda node: True) -> torch.Tensor:
         """The log density of a trace's sites by draw, scaled and masked as in the ELBO."""
@@ -191,6 +240,8 @@ def _score(problem: Problem, runner: _Runner, pointwise: bool) -> Draws:
         trace = runner.trace(block.program, block.data, given, problem.structure)
         log_p += runner.total(trace, block.counts)
         for name, site in problem.structure.sites.items():
+            if name not in trace.nodes:  # a sequential plate has only this block's sites
+                continue
             node = trace.nodes[name]
             if not block.counts(node) or site.kind == "factor":
                 continue
@@ -202,11 +253,17 @@ def _score(problem: Problem, runner: _Runner, pointwise: bool) -> Draws:
             if site.kind == "observed" and pointwise:
                 log_likelihood.setdefault(name, []).append(block.drop_padding(runner.log_prob(node, shape, site), site))
     return Draws(
-        {n: _tidy(_join(problem, v, n), problem.structure.sites[n]) for n, v in posterior.items()},
+        {n: _tidy(_join(block, v, problem.structure.sites[n]), problem.structure.sites[n]) for n, v in posterior.items()},
         log_q,
         log_p,
-        {n: _tidy(_join(problem, v, n), problem.structure.sites[n], event=False) for n, v in log_prior.items()},
-        {n: _tidy(_join(problem, v, n), problem.structure.sites[n], event=False) for n, v in log_likelihood.items()},
+        {
+            n: _tidy(_join(block, v, problem.structure.sites[n]), problem.structure.sites[n], event=False)
+            for n, v in log_prior.items()
+        },
+        {
+            n: _tidy(_join(block, v, problem.structure.sites[n]), problem.structure.sites[n], event=False)
+            for n, v in log_likelihood.items()
+        },
     )
 
 
@@ -220,12 +277,12 @@ def _from_guide(problem: Problem, runner: _Runner) -> tuple[Tensors, torch.Tenso
         trace = runner.trace(block.program, block.data, shared, problem.structure)
         log_q += runner.total(trace, block.counts)
         for name, site in sites.items():
-            if block.counts(trace.nodes[name]):
+            if name in trace.nodes and block.counts(trace.nodes[name]):
                 pieces.setdefault(name, []).append(
                     block.drop_padding(runner.value(trace.nodes[name], block.shape(site), site), site)
                 )
         shared = {name: pieces[name][0] for name, site in sites.items() if block.plate is not None and not site.inside(block.plate)}
-    return {name: _join(problem, pieces[name], name) for name in sites}, log_q
+    return {name: _join(block, pieces[name], site) for name, site in sites.items()}, log_q
 
 
 @dataclass(frozen=True)
@@ -242,23 +299,24 @@ class _Block:
         """Whether a site is to be counted in this block: every one in the first, then only those inside the plate."""
         return self.first or any(frame.name == self.plate for frame in node["cond_indep_stack"])
 
-    def _axis(self, site: Site) -> int | None:
+    def axis(self, site: Site) -> int | None:
+        """Where the batched plate is among the axes of a site's value."""
         if self.plate is None:
             return None
         return next((len(site.batch_shape) + p.dim for p in site.plates if p.name == self.plate and p.dim is not None), None)
 
     def shape(self, site: Site) -> tuple[int, ...]:
-        axis, shape = self._axis(site), list(site.shape)
+        axis, shape = self.axis(site), list(site.shape)
         if axis is not None and self.batched is not None:
             shape[axis] = len(self.batched.indices)
         return tuple(shape)
 
     def narrow(self, value: torch.Tensor, site: Site) -> torch.Tensor:
-        axis = self._axis(site)
+        axis = self.axis(site)
         return value if axis is None or self.batched is None else value.index_select(1 + axis, self.batched.indices)
 
     def drop_padding(self, value: torch.Tensor, site: Site) -> torch.Tensor:
-        axis = self._axis(site)
+        axis = self.axis(site)
         return value if axis is None or self.batched is None else value.narrow(1 + axis, 0, self.batched.count)
 
 
@@ -275,13 +333,10 @@ def _blocks(problem: Problem, which: str) -> Iterator[_Block]:
         yield _Block(batched.model if which == "model" else batched.guide, {}, batches.plate, batched, first=i == 0)
 
 
-def _join(problem: Problem, pieces: list[torch.Tensor], name: str) -> torch.Tensor:
-    if len(pieces) == 1:
-        return pieces[0]
-    site = problem.structure.sites[name]
-    assert problem.batches is not None
-    axis = next(len(site.batch_shape) + p.dim for p in site.plates if p.name == problem.batches.plate and p.dim is not None)
-    return torch.cat(pieces, dim=1 + axis)
+def _join(block: _Block, pieces: list[torch.Tensor], site: Site) -> torch.Tensor:
+    """The blocks' pieces of a site's value along the batched plate."""
+    axis = block.axis(site)
+    return pieces[0] if axis is None or len(pieces) == 1 else torch.cat(pieces, dim=1 + axis)
 
 
 def _tidy(value: torch.Tensor, site: Site, *, event: bool = True) -> torch.Tensor:

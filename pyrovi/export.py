@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,11 @@ from torch.distributions import biject_to, constraints
 
 from pyrovi import _arviz
 from pyrovi._typing import Tensors
-from pyrovi.draws import draw, predict, prior
+from pyrovi.draws import draw, observed, predict, prior
 from pyrovi.errors import SettingsError
+from pyrovi.preflight import Problem
 from pyrovi.structure import Site
+from pyrovi.tracing import first_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,12 +52,10 @@ def to_arviz(
         if pointwise is None:
             pointwise = draws * sum(site.shape.numel() for site in problem.structure.observed.values()) <= POINTWISE_SCALARS
         drawn = draw(problem, draws, pointwise=pointwise)
-        # A model that subsamples itself cannot be run on all of its data at once.
-        whole = pointwise and (problem.batches is None or problem.batches.model_mode != "indexed")
-        predictive = predict(problem, draws, drawn.posterior, None) if whole else {}
-        prior_draws, prior_predictive = prior(problem, draws) if whole else ({}, {})
+        predictive = predict(problem, draws, drawn.posterior, None) if pointwise else {}
+        prior_draws, prior_predictive = _prior(problem, draws) if pointwise else ({}, {})
+        outcomes = observed(problem)
     structure = problem.structure
-    observed = structure.observed
 
     def sampled(values: Tensors, *, event: bool = True) -> xr.Dataset:
         sites = {name: structure.sites[name] for name in values}
@@ -75,15 +76,15 @@ def to_arviz(
                 axes.coords,
             )  # fmt: skip
     groups["sample_stats"] = dataset({"lp": drawn.log_p.numpy()[None], "log_q": drawn.log_q.numpy()[None]}, {}, {})
-    for name, values in (("log_prior", drawn.log_prior), ("log_likelihood", drawn.log_likelihood)):
-        if values:
-            groups[name] = sampled(values, event=False)
-    for name, values in (("posterior_predictive", predictive), ("prior", prior_draws), ("prior_predictive", prior_predictive)):
-        if values:
-            groups[name] = sampled(values)
-    if observed:
-        outcomes = {n: _kept(v, observed[n]) for n, v in zip(observed, problem.outcomes, strict=True)}
-        groups["observed_data"] = dataset(outcomes, {n: axes.of(observed[n]) for n in observed}, axes.coords, ())
+    for name, tensors in (("log_prior", drawn.log_prior), ("log_likelihood", drawn.log_likelihood)):
+        if tensors:
+            groups[name] = sampled(tensors, event=False)
+    for name, tensors in (("posterior_predictive", predictive), ("prior", prior_draws), ("prior_predictive", prior_predictive)):
+        if tensors:
+            groups[name] = sampled(tensors)
+    if outcomes:
+        values = {n: v.cpu().numpy() for n, v in outcomes.items()}
+        groups["observed_data"] = dataset(values, {n: axes.of(structure.sites[n]) for n in values}, axes.coords, ())
     constant = {
         name: np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
         for name, value in problem.data.items()
@@ -198,6 +199,15 @@ def summary(data: Any, *, point_estimate: bool = False, **options: Any) -> pd.Da
     return table
 
 
+def _prior(problem: Problem, draws: int) -> tuple[Tensors, Tensors]:
+    """Prior draws, unless the model cannot be run at some of them: a covariance that is not positive definite, say."""
+    try:
+        return prior(problem, draws)
+    except (RuntimeError, ValueError) as error:
+        warnings.warn(f"the prior groups are left out: at a prior draw the model raised {first_line(error)}", stacklevel=4)
+        return {}, {}
+
+
 def posterior_arrays(data: Any) -> dict[str, np.ndarray[Any, Any]]:
     """A container's posterior, chains one after the other: by variable, a `(draws, *shape)` array."""
     if "posterior" not in _arviz.groups(data):
@@ -219,11 +229,6 @@ def _unconstrained(posterior: Tensors, latent: Mapping[str, Site]) -> Tensors:
         except NotImplementedError:
             continue
     return out
-
-
-def _kept(value: torch.Tensor, site: Site) -> np.ndarray[Any, Any]:
-    axes, _ = site.axes()
-    return value.detach().cpu().reshape(site.shape).reshape([site.shape[i] for i in axes]).numpy()
 
 
 def _library_attrs() -> dict[str, Any]:

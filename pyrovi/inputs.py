@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     """A floating dtype from its name; torch's default when None."""
     if dtype is None:
         return torch.get_default_dtype()
+    if not isinstance(dtype, (str, torch.dtype)):
+        raise DataError(f"dtype must be a name, as in 'float64', or one of torch's; got {dtype!r}")
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise DataError(f"unknown dtype {dtype!r}; {nearest(dtype, DTYPES)}")
@@ -49,21 +52,36 @@ def to_tensors(data: Mapping[str, Any] | None, dtype: torch.dtype, device: torch
 
 
 def _to_tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        if isinstance(value, float):
-            _check_finite(name, torch.tensor(value))
+    if (
+        value is None
+        or isinstance(value, (bool, int, str))
+        or (isinstance(value, tuple) and all(isinstance(v, int) for v in value))
+    ):
+        return value
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise DataError(f"data {name!r} is NaN")
         return value
     if isinstance(value, torch.Tensor):
+        if value.is_complex() or value.layout is not torch.strided:
+            raise DataError(f"data {name!r} is a complex or sparse tensor; pass real, dense ones")
         tensor = value.detach()
     else:
-        array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+        if np.ma.is_masked(value):
+            raise DataError(f"data {name!r} has masked values; drop them, or pass the mask as data of its own")
+        try:
+            array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+        except ValueError as error:
+            raise DataError(f"data {name!r} is not an array: {str(error).splitlines()[0]}") from error
         if array.dtype.kind not in "biuf":
             raise DataError(f"data {name!r} holds {array.dtype} values, not numbers; encode or drop those columns")
-        if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-            array = array.astype(np.int64)  # torch has few operations on wide unsigned integers
+        if array.dtype.kind == "u":
+            array = array.astype(np.int64)  # which does not wrap around
         if not array.flags.writeable or any(stride < 0 for stride in array.strides):
             array = array.copy()
         tensor = torch.as_tensor(array)
+    # A copy: what the caller does to the array later must not change the fit.
+    tensor = tensor.to(torch.int64 if tensor.dtype is torch.uint8 else tensor.dtype, copy=True)
     if tensor.is_floating_point():
         _check_finite(name, tensor)
         tensor = tensor.to(dtype)
@@ -93,6 +111,8 @@ def check_arguments(model: Model, data: Mapping[str, Any]) -> None:
     takes = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if inspect.Parameter.POSITIONAL_ONLY in kinds:
         raise ModelError("the model has positional-only arguments; data are passed by name, so drop the '/' from its signature")
+    if not takes and inspect.Parameter.VAR_POSITIONAL in kinds:
+        raise ModelError("the model takes *args; data are passed by name, so give its arguments names")
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         for name in data:
             if name not in takes:

@@ -127,7 +127,7 @@ class Minibatches:
     def epochs(self, generator: torch.Generator, device: torch.device) -> Iterator[torch.Tensor]:
         """Batches without end: each pass is a fresh shuffle and meets every datum once."""
         while True:
-            yield from torch.randperm(self.size, generator=generator).to(device).split(self.batch_size)
+            yield from torch.randperm(self.size, generator=generator, device="cpu").to(device).split(self.batch_size)
 
     def blocks(self, device: torch.device) -> tuple[torch.Tensor, ...]:
         """All rows in order, a batch at a time."""

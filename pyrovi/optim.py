@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -63,10 +64,9 @@ def make_optimizer(
         clip_norm: The largest norm of one parameter's gradient.
         steps: The number of steps that a named schedule spans.
     """
-    if lr is not None and not (lr > 0 and math.isfinite(lr)):
-        raise SettingsError(f"lr must be a positive number; got {lr}")
-    if clip_norm is not None and not clip_norm > 0:
-        raise SettingsError(f"clip_norm must be positive; got {clip_norm}")
+    for setting, value in (("lr", lr), ("clip_norm", clip_norm)):
+        if value is not None and not (isinstance(value, numbers.Real) and 0 < value < math.inf):
+            raise SettingsError(f"{setting} must be a positive number; got {value!r}")
 
     if isinstance(optimizer, pyro.optim.PyroOptim):
         if not (lr is None and schedule is None and clip_norm is None):
@@ -103,7 +103,8 @@ def _constructor(optimizer: object) -> tuple[Callable[..., torch.optim.Optimizer
         )
     cls = optimizer.func if isinstance(optimizer, functools.partial) else optimizer
     if inspect.isclass(cls) and issubclass(cls, torch.optim.Optimizer):
-        return optimizer, cls.__name__  # type: ignore[return-value]
+        options = optimizer.keywords if isinstance(optimizer, functools.partial) else {}
+        return optimizer, f"{cls.__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})" if options else cls.__name__  # type: ignore[return-value]
     if callable(optimizer):  # pyro.optim.Adam and its kind are functions that want a dictionary of options
         name = getattr(optimizer, "__name__", "function")
         raise SettingsError(

@@ -24,8 +24,8 @@ from pyrovi.errors import GuideError, ModelError, nearest
 from pyrovi.guides.auto import make_guide
 from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors
 from pyrovi.minibatch import Batched, Minibatches
-from pyrovi.structure import Site, Structure, per_draw
-from pyrovi.tracing import check_observed, feasible, in_words, outside_support, run
+from pyrovi.structure import Site, Structure, is_deterministic, per_draw
+from pyrovi.tracing import check_observed, feasible, first_line, in_words, outside_support, run
 
 __all__ = ["Problem", "prepare", "with_laplace"]
 
@@ -55,7 +55,7 @@ class Problem:
     @property
     def point_estimate(self) -> bool:
         """Whether the guide is a point, or empty: there is then no posterior, only an estimate."""
-        return isinstance(self.guide, AutoDelta) or not self.structure.latent
+        return isinstance(self.guide, (AutoDelta, AutoLaplaceApproximation)) or not self.structure.latent
 
     def batched(self, *, estimate_full: bool = True) -> Batched | None:
         if self.batches is None:
@@ -96,14 +96,17 @@ def prepare(
     # Only names and shapes are read off this run: its latent values are not the model's choice, so they are not validated. It has a
     # store of its own, so that the guide meets an empty one, as under `svi.step`.
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        trace = run(InitMessenger(feasible)(model), tensors, ModelError)
+        trace = _look(model, tensors)
         if integers := _integers_to_cast(trace, tensors):
             tensors |= {name: tensors[name].to(dtype) for name in integers}
-            trace = run(InitMessenger(feasible)(model), tensors, ModelError)
+            trace = _look(model, tensors)
     structure = check_observed(trace)
-    if device.type != "cpu" and isinstance(guide, torch.nn.Module):
-        guide.to(device)
-
+    discrete = [name for name, site in structure.latent.items() if getattr(site.support, "is_discrete", False)]
+    if discrete and isinstance(guide, AutoGuide):
+        raise GuideError(
+            f"site {discrete[0]!r} is discrete, which autoguides cannot draw and pyrovi does not enumerate; sum it out of the "
+            "model (see pyro.distributions.MixtureSameFamily), or write a guide that samples it"
+        )
     plate, size = find_plate(structure, tensors, batch_size)
     batches = None
     if plate is not None:
@@ -114,7 +117,7 @@ def prepare(
         guide=guide,
         guide_name=guide_name,
         data=tensors,
-        structure=structure,
+        structure=structure.whole(),
         parameters=Parameters(),
         vectorize=False,
         dtype=dtype,
@@ -133,6 +136,17 @@ def prepare(
         nesting=max(structure.max_plate_nesting, guide_structure.max_plate_nesting),
     )
     return replace(problem, vectorize=_vectorizes(problem, Structure.of(model_trace)))
+
+
+def _look(model: Model, data: Mapping[str, Any]) -> Trace:
+    """A run with moderate latent values, or with prior draws where the model cannot be run at those."""
+    try:
+        return run(InitMessenger(feasible)(model), data, ModelError)
+    except ModelError as error:
+        try:
+            return run(model, data, ModelError)
+        except ModelError:
+            raise error from error.__cause__
 
 
 def _integers_to_cast(trace: Trace, data: Mapping[str, Any]) -> list[str]:
@@ -196,7 +210,7 @@ def _check_finite(model_trace: Trace, guide_trace: Trace) -> None:
         try:
             trace.compute_log_prob()
         except Exception as exception:  # torch's validation, or whatever a distribution raises at values it cannot score
-            raise error(f"the {what} cannot be scored at the guide's first draw: {str(exception).splitlines()[0]}") from exception
+            raise error(f"the {what} cannot be scored at the guide's first draw: {first_line(exception)}") from exception
         for name, node in trace.nodes.items():
             if node["type"] == "sample" and not torch.isfinite(torch.as_tensor(node["log_prob_sum"])).all():
                 value = torch.as_tensor(node["log_prob_sum"]).item()
@@ -221,19 +235,38 @@ def _vectorizes(problem: Problem, alone: Structure) -> bool:
             trace.compute_log_prob()
             for node in _scored(trace):
                 check_site_shape(node, max_plate_nesting=-dim)
-        together = {n["name"]: per_draw(n["log_prob"].detach(), draws, problem.nesting) for n in _scored(model_trace)}
-        for i in range(draws):
-            values = {
-                name: guide_trace.nodes[name]["value"].select(dim - site.event_dim, i).reshape(site.shape)
-                for name, site in alone.latent.items()
-            }
-            single = poutine.trace(poutine.condition(model, data=values)).get_trace(**data)
-            single.compute_log_prob()
-            for node in _scored(single):
-                if not math.isclose(float(node["log_prob_sum"]), together[node["name"]][i].item(), rel_tol=1e-3, abs_tol=1e-3):
+        for trace, program in ((guide_trace, guide), (model_trace, model)):
+            if program is guide and isinstance(problem.guide, AutoGuide):
+                continue  # Pyro's own, and written for particles
+            own = Structure.of(poutine.trace(program).get_trace(**data)) if program is guide else alone
+            for i in range(draws):
+                values = {
+                    name: guide_trace.nodes[name]["value"].select(dim - site.event_dim, i).reshape(site.shape)
+                    for name, site in own.latent.items()
+                }
+                if not _same(
+                    trace, poutine.trace(poutine.condition(program, data=values)).get_trace(**data), i, draws, problem.nesting
+                ):
                     return False
     except Exception:  # whatever a program raises when it meets an axis that it was not written for
         return False
+    return True
+
+
+def _same(together: Trace, single: Trace, i: int, draws: int, nesting: int) -> bool:
+    """Whether particle `i` of a vectorised run has the scores, and the deterministic values, that it has on its own."""
+    single.compute_log_prob()
+    for node in _scored(single):
+        twin = together.nodes[node["name"]]
+        score = per_draw(twin["log_prob"], draws, nesting)[i].item()
+        if not math.isclose(float(node["log_prob_sum"]), score, rel_tol=1e-3, abs_tol=1e-3):
+            return False
+        if is_deterministic(node):
+            value, all_values = node["value"], twin["value"]
+            if all_values.numel() != draws * value.numel() or len(all_values) != draws:
+                return False
+            if not torch.allclose(all_values[i].reshape(value.shape), value, rtol=1e-3, atol=1e-5, equal_nan=True):
+                return False
     return True
 
 

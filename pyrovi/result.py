@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -111,20 +111,24 @@ class Fit:
             return posterior_arrays(self.stored)
         return {name: value.double().cpu().numpy() for name, value in self.posterior(n, seed=seed).items()}
 
-    def predictive(self, n: int = 1_000, *, data: Data | None = None, seed: int | None = None) -> Tensors:
+    def predictive(
+        self, n: int = 1_000, *, data: Data | None = None, redraw: Sequence[str] = (), seed: int | None = None
+    ) -> Tensors:
         """Draws of the observed sites given the fitted latents: by name, a `(n, *site_shape)` tensor.
 
         Args:
             n: The number of draws.
             data: New data by argument name, over the old: predictors of new cases, say. Outcomes not given are passed
-                to the model as None. A latent whose shape changes with the data is drawn from the model.
+                to the model as None.
+            redraw: Latent sites to draw from the model given the rest, instead of from q: those of new cases, as in a
+                random effect of groups that were not in the data.
             seed: The fit's own seed when None.
 
         Raises:
-            DataError: The model cannot be run on the new data.
+            DataError: The model cannot be run on the new data, or they change a latent's shape that is not in `redraw`.
         """
         with self.loaded(n, seed) as problem:
-            return predict(problem, n, draw(problem, n).posterior, data)
+            return predict(problem, n, draw(problem, n).posterior, data, redraw)
 
     def prior(self, n: int = 1_000, *, seed: int | None = None) -> tuple[Tensors, Tensors]:
         """Draws of the model alone: latent and deterministic sites, and observed sites."""
@@ -195,11 +199,13 @@ class Fit:
         """A clean room with this fit's parameters in Pyro's store, where its model and guide can be run."""
         if not (isinstance(n, int) and n >= 1):
             raise SettingsError(f"the number of draws must be a whole number of at least 1; got {n!r}")
+        if seed is not None and not (isinstance(seed, int) and seed >= 0):
+            raise SettingsError(f"seed must be a whole number of at least 0; got {seed!r}")
         if self.problem is None:
             raise PyroviError(
                 "this fit was loaded without its model; give it to pyrovi.load(folder, model=…, guide=…) to draw from it"
             )
         # Another stream than the fit's own: fresh draws must not be those that the optimiser saw.
         stream = int(np.random.SeedSequence([self.seed if seed is None else seed, 1]).generate_state(1)[0])
-        with isolated(stream, self.problem.dtype), self.problem.parameters.loaded(self.unconstrained):
+        with isolated(stream, self.problem.dtype, self.problem.device), self.problem.parameters.loaded(self.unconstrained):
             yield self.problem

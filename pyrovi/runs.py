@@ -156,9 +156,11 @@ def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | Non
 
 
 def _problem(fit: Fit, model: Any, guide: Any, data: Data) -> Problem:
-    dtype, size = as_dtype(fit.settings["dtype"]), fit.settings["batch_size"]
+    dtype, plate = as_dtype(fit.settings["dtype"]), fit.settings["batch_plate"]
+    batch_size = {plate: fit.settings["batch_size"]} if plate else None
+    batch_data = tuple(fit.settings["batch_data"]) if plate else None
     with isolated(fit.seed, dtype, validate=True):
-        problem = prepare(model, guide, data, dtype=dtype, device=torch.device("cpu"), batch_size=size)
+        problem = prepare(model, guide, data, dtype=dtype, device=torch.device("cpu"), batch_size=batch_size, batch_data=batch_data)
         have = {name: leaf.shape for name, leaf in problem.parameters.leaves.items()}
         stored = {name: value.shape for name, value in fit.unconstrained.items()}
         if have != stored:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -53,8 +53,16 @@ class Site:
         return tuple(axes), tuple(owner.get(i - batch) if i < batch else None for i in axes)
 
 
-def is_deterministic(node: dict[str, Any]) -> bool:
-    return bool(node["infer"].get("_deterministic"))
+def is_deterministic(node: Any) -> bool:
+    """Whether a site is computed, not drawn: `pyro.deterministic`, or what a reparametrisation leaves of the site it replaced."""
+    fn = node["fn"]
+    while type(fn).__name__ in WRAPPERS:
+        fn = fn.base_dist
+    return bool(node["infer"].get("_deterministic")) or (node["is_observed"] and type(fn).__name__ == "Delta")
+
+
+WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
+"""What `.to_event`, `.expand` and `.mask` put around a distribution."""
 
 
 def _kind(node: dict[str, Any]) -> str:
@@ -97,6 +105,19 @@ class Structure:
                 event_dim = max(0, value.dim() - max([0, *(-p.dim for p in plates if p.dim is not None)]))
             sites[name] = Site(name, value.shape, event_dim, plates, fn.support, kind)
         return cls(sites)
+
+    def whole(self) -> Structure:
+        """The same with every plate at its full size, for a program that subsamples one itself."""
+
+        def widen(site: Site) -> Site:
+            shape = list(site.shape)
+            for plate in site.plates:
+                axis = None if plate.dim is None else len(site.batch_shape) + plate.dim
+                if axis is not None and axis >= 0 and shape[axis] == plate.subsample_size:
+                    shape[axis] = plate.size
+            return replace(site, shape=torch.Size(shape))
+
+        return Structure({name: widen(site) for name, site in self.sites.items()})
 
     def of_kind(self, kind: str) -> dict[str, Site]:
         return {name: site for name, site in self.sites.items() if site.kind == kind}

@@ -76,7 +76,8 @@ class _Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_add_(self._sums, self._leaves)
+        if self._leaves:
+            torch._foreach_add_(self._sums, self._leaves)
         self.count += 1
 
     def mean(self) -> Tensors:

@@ -12,9 +12,9 @@ from pyro.poutine.trace_struct import Trace
 
 from pyrovi.errors import DataError, ModelError, PyroviError
 from pyrovi.inputs import describe
-from pyrovi.structure import Structure
+from pyrovi.structure import WRAPPERS, Structure
 
-__all__ = ["check_observed", "feasible", "in_words", "outside_support", "run"]
+__all__ = ["check_observed", "feasible", "first_line", "in_words", "outside_support", "run"]
 
 
 class _Position(poutine.messenger.Messenger):
@@ -38,10 +38,15 @@ def run(program: Callable[..., Any], data: Mapping[str, Any], error: type[Pyrovi
     except Exception as exception:
         what = "model" if error is ModelError else "guide"
         at = f" at or after site {position.site!r}" if position.site else ""
-        message = str(exception).strip().splitlines()
         raise error(
-            f"the {what} raised {type(exception).__name__}{at}: {message[0] if message else 'no message'} (data: {describe(data)})"
+            f"the {what} raised {type(exception).__name__}{at}: {first_line(exception)} (data: {describe(data)})"
         ) from exception
+
+
+def first_line(exception: BaseException) -> str:
+    """The first line of what an exception says, with the next where it only introduces that."""
+    lines = [line.strip() for line in str(exception).splitlines() if line.strip()] or ["no message"]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def feasible(site: Any) -> torch.Tensor:
@@ -91,7 +96,6 @@ def outside_support(support: Any, value: torch.Tensor) -> torch.Tensor | None:
 
 
 FIXED = tuple(getattr(torch.distributions.constraints, name) for name in ("positive", "nonnegative", "unit_interval"))
-WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
 
 
 def _family(fn: Any) -> str:

@@ -154,6 +154,17 @@ def test_log_q_integrates_to_one():
     assert weights.std() < 3
 
 
+def test_pointwise_log_likelihoods_are_not_scaled():
+    def scaled(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)), pyro.poutine.scale(scale=10.0):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    drawn = pyrovi.fit(scaled, "normal", {"x": [1.0, 2.0]}, steps=2).draws(5, pointwise=True)
+    expected = torch.distributions.Normal(drawn.posterior["w"][:, None], 1.0).log_prob(torch.tensor([1.0, 2.0]))
+    assert torch.allclose(drawn.log_likelihood["x"], expected)
+
+
 def test_predictions_follow_the_posterior(idata):
     predictive, posterior = (_arviz.group(idata, g) for g in ("posterior_predictive", "posterior"))
     residual = (predictive["y"] - posterior["theta"]).values / SCHOOLS["s"]
@@ -312,7 +323,11 @@ def test_predictions_on_new_data_keep_global_and_redraw_local_latents():
 
     x = np.linspace(1, 2, 20)
     fit = pyrovi.fit(model, "normal", {"x": x, "y": 3 * x}, steps=1_500, lr=0.05, particles=4, stop=None)
-    new = fit.predictive(400, data={"x": [10.0, 20.0]})["y"]
+    with pytest.raises(pyrovi.DataError, match=r"'b' has shape \(20,\) in the fit and \(2,\).*redraw=\['b'\]"):
+        fit.predictive(4, data={"x": [10.0, 20.0]})
+    with pytest.raises(pyrovi.SettingsError, match="redraw names 'c'"):
+        fit.predictive(4, data={"x": [10.0, 20.0]}, redraw=["c"])
+    new = fit.predictive(400, data={"x": [10.0, 20.0]}, redraw=["b"])["y"]
     assert new.shape == (400, 2)
     assert new.mean(0).tolist() == pytest.approx([30.0, 60.0], rel=0.03)
     with pytest.raises(pyrovi.DataError, match="did you mean 'x'"):

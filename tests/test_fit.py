@@ -339,6 +339,97 @@ def test_one_large_site_does_not_hide_that_another_mixes_its_particles_up():
     assert result.posterior(3)["w"].shape == (3,)
 
 
+def test_a_guide_or_a_deterministic_site_that_mixes_its_particles_up_is_not_vectorised():
+    def model(x):
+        with pyro.plate("three", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(b + 0 * a[..., :1], 1.0), obs=x)
+
+    def mixing(x):
+        l = pyro.param("l", torch.tensor(0.0))  # noqa: E741
+        with pyro.plate("three", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(l + a.mean(), 0.1))
+
+    looped = fit(model, mixing, particles=2, steps=2, lr=1e-9)
+    assert not looped.settings["vectorized"]
+    assert looped.posterior(2_000)["b"].std().item() == pytest.approx((1 / 3 + 0.01) ** 0.5, rel=0.1)
+
+    def summarising(x):
+        with pyro.plate("three", 3):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.deterministic("mean", a.mean())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    result = fit(summarising, "normal", steps=2)
+    draws = result.posterior(50)
+    assert torch.allclose(draws["mean"], draws["a"].mean(1))
+
+
+def test_what_the_caller_does_to_the_data_later_does_not_change_the_fit():
+    x = X.astype(np.float32)
+    result = fit(data={"x": x})
+    before = result.draws(5).log_p
+    x *= 3
+    assert torch.equal(result.draws(5).log_p, before)
+
+
+def test_the_same_array_under_two_names_can_be_saved(tmp_path):
+    def model(x, y):
+        mean_model(x)
+
+    tensor = torch.tensor(X, dtype=torch.float32)
+    fit(model, "normal", {"x": tensor, "y": tensor}, folder=tmp_path / "run")
+    assert (tmp_path / "run" / "fit.json").exists()
+
+
+def test_a_laplace_fit_without_curvature_keeps_its_mode():
+    def flat(x):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0).mask(False))
+        mean_model(x + 0 * a)
+
+    result = fit(flat, "laplace", steps=20)
+    assert result.advice.startswith("the Laplace approximation does not exist")
+    assert result.point_estimate
+    assert result.posterior(2)["w"].shape == (2,)
+
+
+def test_a_reparametrised_site_is_a_computed_one():
+    from pyro.infer.reparam import LocScaleReparam
+
+    def centred(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    model = pyro.poutine.reparam(centred, config={"z": LocScaleReparam(centered=0.0)})
+    result = fit(model, "normal", steps=5)
+    assert set(result.problem.structure.observed) == {"x"}
+    drawn = result.posterior(4)
+    assert drawn["z"].shape == (4, 30)
+    assert torch.allclose(drawn["z"], drawn["mu"][:, None] + drawn["z_decentered"], atol=1e-5)
+    assert result.predictive(4)["x"].shape == (4, 30)
+
+
+def test_a_fit_inside_a_handler_or_in_inference_mode_is_the_same_fit():
+    expected = fit().elbo
+    with torch.inference_mode():
+        assert np.array_equal(fit().elbo, expected)
+    with pyro.poutine.trace() as outer:
+        assert np.array_equal(fit().elbo, expected)
+    assert not outer.trace.nodes
+
+
+def test_a_model_and_guide_without_parameters_is_only_evaluated():
+    result = fit(mean_model, lambda x: pyro.sample("w", dist.Normal(0.0, 1.0)), steps=5)
+    assert result.elbo.shape == (1, 5)
+    assert result.parameters == {}
+
+
 def test_float64_is_float64_throughout():
     result = fit(dtype=torch.float64, guide="normal")
     assert {v.dtype for v in result.unconstrained.values()} == {torch.float64}

@@ -8,6 +8,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal, AutoStructured
 from torch.distributions import constraints
 
+import pyrovi
 from pyrovi._isolation import isolated
 from pyrovi.preflight import prepare
 
@@ -202,6 +203,56 @@ def test_one_pass_of_an_autoguide_has_the_expected_elbo_of_the_full_batch(model,
         b = torch.tensor([one_pass(full) for _ in range(500)])
     se = (a.var() / len(a) + b.var() / len(b)).sqrt()
     assert abs(a.mean() - b.mean()) <= 4 * se + 1e-5 * abs(b.mean())
+
+
+@pytest.mark.parametrize(("model", "guide"), GLOBAL + LOCAL, ids=name)
+def test_a_fit_on_batches_can_be_drawn_from_predicted_with_and_exported(model, guide):
+    from pyrovi import _arviz
+
+    fit = pyrovi.fit(model, guide, DATA, batch_size=B, steps=8)
+    drawn = fit.draws(3, pointwise=True)
+    assert drawn.posterior["m"].shape == drawn.log_p.shape == (3,)
+    assert torch.isfinite(drawn.elbo).all()
+    if "z" in drawn.posterior:
+        assert drawn.posterior["z"].shape == drawn.log_prior["z"].shape == (3, N)
+    idata = fit.to_arviz(3)
+    if model is sequential:
+        assert drawn.log_likelihood["x_7"].shape == (3,)
+        return
+    assert drawn.log_likelihood["x"].shape == fit.predictive(3)["x"].shape == (3, N)
+    assert _arviz.group(idata, "prior_predictive")["x"].shape == (1, 3, N)
+    assert torch.tensor(_arviz.group(idata, "observed_data")["x"].values).equal(X)
+
+
+def test_a_model_that_reads_rows_outside_the_plate_is_refused():
+    def factor(x):
+        plain(x)
+        pyro.factor("pull", -0.5 * (x.sum() - 1) ** 2)
+
+    def centred(x):
+        m = pyro.sample("m", dist.Normal(0.0, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m + x.mean(), 1.0), obs=x)
+
+    for model, site in ((factor, "pull"), (centred, "x")):
+        with pytest.raises(pyrovi.ModelError, match=f"site '{site}' has another density on a batch"):
+            pyrovi.fit(model, "normal", DATA, batch_size=B, steps=2)
+        assert pyrovi.fit(model, "normal", DATA, batch_size=B, batch_data=["x"], steps=2).status
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_argument_that_is_as_long_as_the_data_by_chance_is_not_narrowed_silently(batch_size):
+    def model(x, prior):
+        with pyro.plate("pixel", x.shape[1], dim=-1):
+            theta = pyro.sample("theta", dist.Gamma(prior, 1.0))
+            with pyro.plate("image", len(x), dim=-2):
+                pyro.sample("x", dist.Poisson(theta), obs=x)
+
+    data = {"x": torch.ones(6, 6), "prior": torch.arange(1.0, 7.0)}
+    with pytest.raises(pyrovi.ModelError, match="batch_data"):
+        pyrovi.fit(model, "normal", data, batch_size={"image": batch_size}, steps=2)
+    fit = pyrovi.fit(model, "normal", data, batch_size={"image": batch_size}, batch_data=["x"], steps=2)
+    assert fit.posterior(2)["theta"].shape == (2, 6)
 
 
 @torch.no_grad()

@@ -138,6 +138,11 @@ MISTAKES = {
     "a negative seed": (dict(seed=-1), pyrovi.SettingsError, "seed"),
     "an unknown stop": (dict(stop="soon"), pyrovi.SettingsError, "stop"),
     "an unknown dtype": (dict(dtype="float46"), pyrovi.DataError, "did you mean 'float64'"),
+    "a dtype of NumPy's": (dict(dtype=np.float64), pyrovi.DataError, "dtype must be"),
+    "a rate in words": (dict(lr="fast"), pyrovi.SettingsError, "lr must be a positive number; got 'fast'"),
+    "masked values": (dict(data={"counts": np.ma.masked_greater(COUNTS, 10)}), pyrovi.DataError, "masked values"),
+    "a ragged list": (dict(data={"counts": [[1, 2, 3], [4]]}), pyrovi.DataError, "'counts' is not an array"),
+    "complex numbers": (dict(data={"counts": torch.tensor(COUNTS) * 1j}), pyrovi.DataError, "complex"),
     "a missing device": (dict(device="cuda:99"), pyrovi.SettingsError, "not available"),
     "a batch of nothing": (dict(batch_size=0), pyrovi.SettingsError, "batch_size"),
     "an unknown plate": (dict(batch_size={"imag": 2}), pyrovi.SettingsError, "did you mean 'image'"),
@@ -228,6 +233,52 @@ def test_a_normal_used_as_a_scale_is_not_a_false_alarm():
         pyro.sample("s", dist.Normal(pyro.param("loc", torch.tensor(2.0)), 0.01))
 
     assert pyrovi.fit(bold, careful, {"x": X[:, 0]}, steps=2).elbo.shape == (1, 2)
+
+
+def test_a_discrete_latent_and_an_autoguide_say_that_nothing_is_enumerated():
+    def mixture(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(k.float(), 1.0), obs=x)
+
+    with pytest.raises(pyrovi.GuideError, match="'k' is discrete.*does not enumerate.*MixtureSameFamily"):
+        pyrovi.fit(mixture, "normal", {"x": X[:, 0]}, steps=2)
+
+
+def test_a_model_that_takes_anything_is_asked_for_names():
+    with pytest.raises(pyrovi.ModelError, match="give its arguments names"):
+        pyrovi.fit(lambda *args: None, "normal", {"x": X}, steps=2)
+
+
+def test_a_model_that_cannot_be_run_at_zero_is_not_a_false_alarm():
+    def process(x, y):
+        scale = pyro.sample("scale", dist.Normal(1.0, 0.01))
+        cov = torch.exp(-0.5 * ((x[:, None] - x) / scale) ** 2) + 1e-4 * torch.eye(len(x))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), scale_tril=torch.linalg.cholesky(cov)), obs=y)
+
+    def guide(x, y):
+        pyro.sample("scale", dist.Normal(pyro.param("loc", torch.tensor(1.0)), 0.01))
+
+    x = np.linspace(0, 3, 5)
+    assert pyrovi.fit(process, guide, {"x": x, "y": np.sin(x)}, steps=2).elbo.shape == (1, 2)
+
+
+def test_small_unsigned_integers_do_not_wrap_around():
+    fit = pyrovi.fit(model, guide, {"counts": np.full((6, 3), 255, dtype=np.uint8)}, steps=2)
+    assert np.isfinite(fit.elbo).all()
+
+
+def test_a_tuple_of_integers_and_an_infinite_number_are_settings():
+    def shaped(x, shape, cap):
+        w = pyro.sample("w", dist.Normal(torch.zeros(shape), 1.0).to_event(len(shape)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w.sum().clamp(max=cap), 1.0), obs=x)
+
+    assert pyrovi.fit(shaped, "normal", {"x": X[:, 0], "shape": (2, 3), "cap": float("inf")}, steps=2).posterior(1)["w"].shape == (
+        1,
+        2,
+        3,
+    )
 
 
 def test_a_module_that_cannot_be_copied_says_so():

@@ -1,5 +1,6 @@
 """Run folders: what is saved comes back, and code is never read from them."""
 
+import importlib.metadata
 import json
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_a_run_folder_holds_four_files(fit, tmp_path):
     state = json.loads((tmp_path / "a" / "run" / "fit.json").read_text())
     assert state["status"] == "step_limit"
     assert state["settings"]["lr"] == 0.1
-    assert state["versions"]["torch"] == torch.__version__
+    assert state["versions"]["torch"] == importlib.metadata.version("torch")
     assert state["data"] == {"scale": 2.0}
 
 
@@ -78,6 +79,19 @@ def test_a_point_estimate_is_one_without_its_model_too(tmp_path):
     fit = pyrovi.fit(model, "delta", X, steps=5)
     fit.save(tmp_path / "run")
     assert list(pyrovi.load(tmp_path / "run").summary().columns) == ["point estimate"]
+
+
+def test_a_batched_fit_comes_back(tmp_path):
+    def two_plates(x, y):
+        with pyro.plate("column", 3, dim=-1):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with pyro.plate("row", len(x), dim=-2):
+                pyro.sample("x", dist.Normal(w, 1.0), obs=x + 0 * y[:, None])
+
+    data = {"x": np.ones((3, 3)), "y": np.zeros(3)}
+    fit = pyrovi.fit(two_plates, "normal", data, batch_size={"row": 2}, steps=3, folder=tmp_path / "run")
+    back = pyrovi.load(tmp_path / "run", model=two_plates)
+    assert torch.equal(back.posterior(4)["w"], fit.posterior(4)["w"])
 
 
 def test_another_model_is_refused(fit, tmp_path):
