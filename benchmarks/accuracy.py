@@ -32,7 +32,7 @@ JOBS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--only", default="", help="run the jobs whose name has this in it")
+    parser.add_argument("--only", default="", help="run the jobs whose name ends so")
     parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def main():
         "largest |error| in posterior sds, range of sd ratio, largest KL in nats, over all variables and seeds; 20,000 draws each"
     )
     for name, (module, guide, load, settings) in JOBS.items():
-        if options.only not in name:
+        if not name.endswith(options.only):
             continue
         data = module.load(**load)
         exact = module.exact(**data)

@@ -192,9 +192,9 @@ def _check_same_density(model: Model, data: Mapping[str, Any], batch: Trace, pla
             full = full.index_select(dim, rows)
         if full.shape != part.shape or not torch.allclose(full, part, rtol=1e-3, atol=1e-3, equal_nan=True):
             raise ModelError(
-                f"site {name!r} has another density on a batch of plate {plate!r} than with all the data: the model reads rows "
-                "outside that plate, as in x.mean() or a factor over x; compute such things beforehand, or say with batch_data= which data "
-                "to narrow if that is as it should be"
+                f"site {name!r} has another density on a batch of plate {plate!r} than with all the data: the model reads "
+                "rows outside that plate, as in x.mean() or a factor over x; compute such things beforehand, or say with "
+                "batch_data= which data to narrow if that is as it should be"
             )
 
 
