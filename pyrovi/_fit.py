@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import numbers
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyro
 import pyro.optim
@@ -109,11 +111,13 @@ def fit(
         ['w']
     """
     began = time.perf_counter()
-    _check_counts(steps=steps, epochs=epochs, particles=particles)
+    steps, epochs = _count("steps", steps), _count("epochs", epochs)
+    particles, chosen = _count("particles", particles) or 1, _as_list(callbacks)
     if stop not in ("auto", None):
         raise SettingsError(f"stop must be 'auto' or None; got {stop!r}")
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
         raise SettingsError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
+    seed = int(seed)
     dtype, device = as_dtype(dtype), _device(device)
     if folder is not None:
         check_folder(folder)
@@ -127,7 +131,7 @@ def fit(
             dtype=dtype,
             device=device,
             batch_size=batch_size,
-            batch_data=tuple(batch_data) if batch_data is not None else None,
+            batch_data=(batch_data,) if isinstance(batch_data, str) else tuple(batch_data) if batch_data is not None else None,
         )
         steps = _steps(steps, epochs, problem)
         optim, optim_settings = make_optimizer(optimizer, lr, schedule, clip_norm, steps)
@@ -135,7 +139,7 @@ def fit(
         pyro.set_rng_seed(seed)  # so that the loop is the plain `svi.step` loop of this seed, draw for draw
         try:
             with pyro.validation_enabled(False):
-                outcome = optimise(problem, optim, steps, particles, stop, seed, Progress(steps, progress), _as_list(callbacks))
+                outcome = optimise(problem, optim, steps, particles, stop, seed, Progress(steps, progress), chosen)
             advice = outcome.advice
             try:
                 fitted = with_laplace(problem, outcome.values)
@@ -182,10 +186,12 @@ def _steps(steps: int | None, epochs: int | None, problem: Problem) -> int:
     return epochs * (problem.batches.steps_per_epoch if problem.batches else 1)
 
 
-def _check_counts(**counts: int | None) -> None:
-    for name, count in counts.items():
-        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and count >= 1):
-            raise SettingsError(f"{name} must be a whole number of at least 1; got {count!r}")
+def _count(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise SettingsError(f"{name} must be a whole number of at least 1; got {value!r}")
+    return int(value)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -197,8 +203,12 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _as_list(callbacks: Callback | Sequence[Callback]) -> list[Callback]:
-    return [callbacks] if callable(callbacks) else list(callbacks)
+def _as_list(callbacks: Any) -> list[Callback]:
+    chosen = [callbacks] if callable(callbacks) else list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    for callback in chosen:
+        if not callable(callback):
+            raise SettingsError(f"callbacks must be functions of a Step; got {type(callback).__name__}")
+    return chosen
 
 
 def _versions() -> dict[str, str]:

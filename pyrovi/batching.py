@@ -6,6 +6,7 @@ has been narrowed to a batch, so that a program that indexes narrowed data fails
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ def find_plate(structure: Structure, data: Mapping[str, Any], batch_size: int | 
             raise SettingsError(f"batch_size names plate {name!r}, which the model does not have; {nearest(name, plates)}")
     else:
         name, size = (next(iter(own)) if own else _data_plate(structure, data)), batch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
         raise SettingsError(f"batch_size must be a whole number of at least 1; got {size!r}")
     plate = plates[name]
     if name in own and size != plate.subsample_size:
@@ -55,7 +56,7 @@ def find_plate(structure: Structure, data: Mapping[str, Any], batch_size: int | 
             f"plate {name!r} has subsample_size={plate.subsample_size} written into the model; pass that as "
             "batch_size, or drop it from the model"
         )
-    return (None, 0) if size >= plate.size else (name, size)
+    return (None, 0) if size >= plate.size else (name, int(size))
 
 
 def _data_plate(structure: Structure, data: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,7 +198,7 @@ class Fit:
     @contextmanager
     def loaded(self, n: int = 1, seed: int | None = None) -> Iterator[Problem]:
         """A clean room with this fit's parameters in Pyro's store, where its model and guide can be run."""
-        if not (isinstance(n, int) and n >= 1):
+        if not (isinstance(n, numbers.Integral) and n >= 1):
             raise SettingsError(f"the number of draws must be a whole number of at least 1; got {n!r}")
         if seed is not None and not (isinstance(seed, int) and seed >= 0):
             raise SettingsError(f"seed must be a whole number of at least 0; got {seed!r}")

@@ -424,6 +424,12 @@ def test_a_fit_inside_a_handler_or_in_inference_mode_is_the_same_fit():
     assert not outer.trace.nodes
 
 
+def test_numpy_integers_are_whole_numbers():
+    result = fit(steps=np.int64(5), particles=np.int32(2), seed=np.int64(3), batch_size=np.int64(7))
+    assert result.elbo.shape == (1, 5)
+    assert result.posterior(np.int64(2))["w"].shape == (2,)
+
+
 def test_a_model_and_guide_without_parameters_is_only_evaluated():
     result = fit(mean_model, lambda x: pyro.sample("w", dist.Normal(0.0, 1.0)), steps=5)
     assert result.elbo.shape == (1, 5)

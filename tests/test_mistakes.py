@@ -143,6 +143,7 @@ MISTAKES = {
     "masked values": (dict(data={"counts": np.ma.masked_greater(COUNTS, 10)}), pyrovi.DataError, "masked values"),
     "a ragged list": (dict(data={"counts": [[1, 2, 3], [4]]}), pyrovi.DataError, "'counts' is not an array"),
     "complex numbers": (dict(data={"counts": torch.tensor(COUNTS) * 1j}), pyrovi.DataError, "complex"),
+    "a callback that is a number": (dict(callbacks=3), pyrovi.SettingsError, "callbacks must be functions"),
     "a missing device": (dict(device="cuda:99"), pyrovi.SettingsError, "not available"),
     "a batch of nothing": (dict(batch_size=0), pyrovi.SettingsError, "batch_size"),
     "an unknown plate": (dict(batch_size={"imag": 2}), pyrovi.SettingsError, "did you mean 'image'"),
