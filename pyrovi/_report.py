@@ -125,7 +125,7 @@ def _comparison(fit: Fit, exact: ExactPosterior, point: bool, stored: int) -> di
     table = compare(fit, exact, draws=COMPARE_DRAWS)
     error = table["error"].abs().fillna(math.inf)
     return {
-        **{name: table.attrs[name] for name in ("kl", "log_evidence", "elbo")},
+        **{name: table.attrs.get(name) for name in ("kl", "log_evidence", "elbo")},  # a point has none
         "draws": COMPARE_DRAWS if fit.problem is not None else stored,
         "worst": error.idxmax(),
         "error": error.max(),

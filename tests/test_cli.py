@@ -378,7 +378,7 @@ def test_a_pipe_that_closes_is_no_error(monkeypatch):
 def test_a_dataclass_in_the_file_finds_its_module():
     lines = "from __future__ import annotations", "import dataclasses", "@dataclasses.dataclass\nclass Prior:\n    a: float = 1.0"
     Path("own.py").write_text("\n".join(lines))
-    assert "'own.py' has no model 'model'; Known: Prior" in complaint("fit", "own.py:model")
+    assert "'own.py' has no model 'model'; known: Prior" in complaint("fit", "own.py:model")
 
 
 def test_an_error_of_pyrovis_own_is_not_hidden(monkeypatch):
