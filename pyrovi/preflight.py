@@ -25,7 +25,7 @@ from pyrovi.guides.auto import make_guide
 from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors
 from pyrovi.minibatch import Batched, Minibatches
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
-from pyrovi.tracing import check_observed, feasible, first_line, in_words, outside_support, run
+from pyrovi.tracing import check_observed, family, feasible, first_line, in_words, is_real, outside_support, run
 
 __all__ = ["Problem", "prepare", "with_laplace"]
 
@@ -168,11 +168,15 @@ def _first_run(problem: Problem) -> tuple[Trace, Trace]:
     guide, model, data = problem.step_programs(0)
     guide_trace = run(guide, data, GuideError)
     for name, site in problem.structure.latent.items():
-        value = guide_trace.nodes[name]["value"] if name in guide_trace.nodes else None
-        if value is not None and outside_support(site.support, value) is not None:
+        node = guide_trace.nodes.get(name)
+        if node is None:
+            continue
+        # A Normal around 0.5 may take a thousand draws to leave (0, 1), so the family is looked at too.
+        too_wide = is_real(node["fn"].support) and not is_real(site.support) and family(node["fn"]) != "Delta"
+        if too_wide or outside_support(site.support, node["value"]) is not None:
             raise GuideError(
-                f"the guide draws site {name!r} outside its support: its values are {in_words(site.support)} in the model; give "
-                "the guide a distribution with that support"
+                f"the guide draws site {name!r} from {family(node['fn'])}, whose values are {in_words(node['fn'].support)}; in the "
+                f"model they are {in_words(site.support)}: give the guide a distribution with that support"
             )
     return guide_trace, run(poutine.replay(model, trace=guide_trace), data, ModelError)
 

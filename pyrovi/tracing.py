@@ -14,7 +14,7 @@ from pyrovi.errors import DataError, ModelError, PyroviError
 from pyrovi.inputs import describe
 from pyrovi.structure import WRAPPERS, Structure
 
-__all__ = ["check_observed", "feasible", "first_line", "in_words", "outside_support", "run"]
+__all__ = ["check_observed", "family", "feasible", "first_line", "in_words", "is_real", "outside_support", "run"]
 
 
 class _Position(poutine.messenger.Messenger):
@@ -77,7 +77,7 @@ def check_observed(trace: Trace) -> Structure:
             index = tuple(torch.nonzero(outside)[0].tolist())
             count = int(outside.sum())
             raise DataError(
-                f"site {name!r} is {_family(fn)}, whose values are {in_words(fn.support)}; {count} observed value"
+                f"site {name!r} is {family(fn)}, whose values are {in_words(fn.support)}; {count} observed value"
                 f"{'s are' if count > 1 else ' is'} not, the first {_show(value[index])} at {index}"
             )
     return structure
@@ -98,7 +98,16 @@ def outside_support(support: Any, value: torch.Tensor) -> torch.Tensor | None:
 FIXED = tuple(getattr(torch.distributions.constraints, name) for name in ("positive", "nonnegative", "unit_interval"))
 
 
-def _family(fn: Any) -> str:
+def is_real(support: Any) -> bool:
+    """Whether a support is the whole real line, or a product of them."""
+    c = torch.distributions.constraints
+    while isinstance(support, c.independent):
+        support = support.base_constraint
+    return support is c.real
+
+
+def family(fn: Any) -> str:
+    """A distribution's name, without what `.to_event`, `.expand` and `.mask` put around it."""
     while type(fn).__name__ in WRAPPERS:
         fn = fn.base_dist
     return type(fn).__name__

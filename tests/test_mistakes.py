@@ -115,7 +115,7 @@ MISTAKES = {
     "a guide outside the support": (
         dict(guide=outside_the_support),
         pyrovi.GuideError,
-        "draws site 'theta' outside its support: its values are at least 0",
+        "draws site 'theta' from Normal, whose values are real numbers; in the model they are at least 0",
     ),
     "a guide that asks for more": (dict(guide=asks_for_more), pyrovi.GuideError, "asks for 'weights'"),
     "a guide that raises": (dict(guide=raising_guide), pyrovi.GuideError, "RuntimeError: guide trouble"),
@@ -280,6 +280,19 @@ def test_a_tuple_of_integers_and_an_infinite_number_are_settings():
         2,
         3,
     )
+
+
+def test_a_guide_that_could_leave_the_support_is_found_before_it_does():
+    def coin(y):
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        with pyro.plate("toss", len(y)):
+            pyro.sample("y", dist.Bernoulli(p), obs=y)
+
+    def inside_for_now(y):
+        pyro.sample("p", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 0.01))
+
+    with pytest.raises(pyrovi.GuideError, match="'p' from Normal.*between 0 and 1"):
+        pyrovi.fit(coin, inside_for_now, {"y": [0, 1]}, steps=2)
 
 
 def test_a_module_that_cannot_be_copied_says_so():
