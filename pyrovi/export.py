@@ -69,12 +69,12 @@ def to_arviz(
     if structure.latent or drawn.posterior:
         groups["posterior"] = sampled(drawn.posterior)
         if unconstrained := _unconstrained(drawn.posterior, structure.latent):
-            groups["unconstrained_posterior"] = dataset(
-                {n: v.cpu().numpy()[None] for n, v in unconstrained.items()},
-                {n: axes.of(structure.sites[n]) if v.shape == drawn.posterior[n].shape else axes.plates_of(structure.sites[n])
-                 for n, v in unconstrained.items()},
-                axes.coords,
-            )  # fmt: skip
+            named = {}
+            for name, value in unconstrained.items():  # a simplex, say, has another shape there
+                same = value.shape == drawn.posterior[name].shape
+                named[name] = axes.of(structure.sites[name]) if same else axes.plates_of(structure.sites[name])
+            arrays = {name: value.cpu().numpy()[None] for name, value in unconstrained.items()}
+            groups["unconstrained_posterior"] = dataset(arrays, named, axes.coords)
     groups["sample_stats"] = dataset({"lp": drawn.log_p.numpy()[None], "log_q": drawn.log_q.numpy()[None]}, {}, {})
     for name, tensors in (("log_prior", drawn.log_prior), ("log_likelihood", drawn.log_likelihood)):
         if tensors:

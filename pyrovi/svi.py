@@ -51,6 +51,10 @@ class Outcome(NamedTuple):
     averaged: int
 
 
+NOT_FINITE = r"Encountered (NaN|\+?-?inf)"
+"""How Pyro's warning of a loss that is not finite begins; the fit's status says it better."""
+
+
 class _NotFinite(Exception):
     """The loss of a step is NaN or infinite; raised before the optimiser has seen its gradient."""
 
@@ -113,7 +117,7 @@ def optimise(
     status, advice, done = Status.step_limit, "", 0
     try:
         with warnings.catch_warnings(), progress:
-            warnings.filterwarnings("ignore", message="Encountered (NaN|\\+?-?inf)")
+            warnings.filterwarnings("ignore", message=NOT_FINITE)
             for step in range(1, steps + 1):
                 if batched is not None:
                     batched.take(next(rows))
@@ -145,7 +149,7 @@ def optimise(
     except (_NotFinite, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         status, advice = Status.diverged, _why_diverged(problem, model, guide, data, done, error)
     except Exception as error:
-        error.add_note(f"raised by the model or guide at step {done + 1:,} of pyrovi.fit")
+        error.add_note(f"raised after {done:,} steps of pyrovi.fit")
         raise
 
     elbo = elbo[:done]
@@ -159,8 +163,7 @@ def optimise(
             mean = average.mean()
             with suppress(KeyboardInterrupt):  # too late to interrupt: the last iterate it is
                 last_scores, mean_scores = (_scores(svi, parameters, data, batched, problem, seed, v) for v in (values, mean))
-                lead = last_scores - mean_scores
-                if not lead.mean() > 2 * lead.std(ddof=1) / math.sqrt(len(lead)):
+                if _prefers_mean(last_scores, mean_scores):
                     values, averaged = mean, average.count
         advice = _advice(status, judged, steps, done)
     return Outcome(elbo, status, advice, values, averaged)
@@ -176,12 +179,23 @@ def _scores(
     """The ELBO at given parameters, over draws and batches that depend on the seed alone, shape `(SCORED,)`."""
     parameters.assign(values)
     pyro.set_rng_seed(seed)
-    rows, out = _rows(problem, seed), np.empty(SCORED)
-    for i in range(SCORED):
-        if batched is not None:
-            batched.take(next(rows))
-        out[i] = -svi.evaluate_loss(**data)
+    rows, out = _rows(problem, seed), np.full(SCORED, -np.inf)
+    # A mean of iterates may lie where the model cannot be run; that must not cost the fit.
+    with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", message=NOT_FINITE)
+        for i in range(SCORED):
+            if batched is not None:
+                batched.take(next(rows))
+            out[i] = -svi.evaluate_loss(**data)
     return out
+
+
+def _prefers_mean(last: NDArray[np.float64], mean: NDArray[np.float64]) -> bool:
+    """Whether the mean of the iterates is to be reported: unless the last iterate leads it by more than two standard errors."""
+    if not (np.isfinite(last).all() and np.isfinite(mean).all()):
+        return bool(np.isfinite(mean).all())
+    lead = last - mean
+    return not lead.mean() > 2 * lead.std(ddof=1) / math.sqrt(len(lead))
 
 
 def _advice(status: Status, judged: Plateau, steps: int, done: int) -> str:

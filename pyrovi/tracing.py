@@ -103,7 +103,7 @@ def is_real(support: Any) -> bool:
     c = torch.distributions.constraints
     while isinstance(support, c.independent):
         support = support.base_constraint
-    return support is c.real
+    return isinstance(support, type(c.real))
 
 
 def family(fn: Any) -> str:

@@ -253,6 +253,35 @@ def test_a_fit_that_wanders_about_the_optimum_reports_the_mean_of_its_iterates()
     assert np.sqrt((last_error**2).mean()) > 0.4
 
 
+def test_the_mean_of_the_iterates_yields_to_a_clearly_better_last_one_or_where_it_cannot_be_scored():
+    from pyrovi.svi import _prefers_mean
+
+    noise, nowhere = np.random.default_rng(0).normal(size=20), np.full(20, -np.inf)
+    assert _prefers_mean(noise, noise)
+    assert _prefers_mean(noise - 3, noise)
+    assert not _prefers_mean(noise + 3, noise)
+    assert not _prefers_mean(noise, nowhere)
+    assert _prefers_mean(nowhere, noise)
+    assert not _prefers_mean(nowhere, nowhere)
+
+
+def test_a_mean_of_iterates_where_the_model_cannot_be_run_does_not_cost_the_fit(monkeypatch):
+    """Cholesky fails at the mean alone, as it may between two modes: the last iterate is reported."""
+    from pyrovi import svi
+
+    monkeypatch.setattr(svi._Average, "mean", lambda self: {"loc": torch.tensor(1e6), "scale": torch.tensor(0.0)})
+
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        torch.linalg.cholesky((1e3 - w) * torch.eye(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    result = fit(model, steps=250)
+    assert result.settings["averaged_steps"] == 0
+    assert abs(result.parameters["loc"].item()) < 10
+
+
 def test_a_nan_on_the_way_gives_the_last_finite_fit_and_names_the_site():
     def model(x):
         s = pyro.sample("s", dist.Normal(1.0, 1.0))
