@@ -82,14 +82,14 @@ def test_a_point_estimate_is_one_without_its_model_too(tmp_path):
 
 
 def test_a_batched_fit_comes_back(tmp_path):
-    def two_plates(x, y):
+    def two_plates(x, prior):
         with pyro.plate("column", 3, dim=-1):
-            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w", dist.Normal(prior, 1.0))
             with pyro.plate("row", len(x), dim=-2):
-                pyro.sample("x", dist.Normal(w, 1.0), obs=x + 0 * y[:, None])
+                pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
-    data = {"x": np.ones((3, 3)), "y": np.zeros(3)}
-    fit = pyrovi.fit(two_plates, "normal", data, batch_size={"row": 2}, steps=3, folder=tmp_path / "run")
+    data = {"x": np.ones((3, 3)), "prior": np.arange(3.0)}  # as long as the rows by chance
+    fit = pyrovi.fit(two_plates, "normal", data, batch_size={"row": 2}, batch_data=["x"], steps=3, folder=tmp_path / "run")
     back = pyrovi.load(tmp_path / "run", model=two_plates)
     assert torch.equal(back.posterior(4)["w"], fit.posterior(4)["w"])
 
