@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Digits", "Regression", "diabetes", "digits"]
+__all__ = ["Digits", "Regression", "Vink", "diabetes", "digits", "vink"]
 
 Array = NDArray[np.float64]
 
@@ -26,6 +26,20 @@ class Regression(NamedTuple):
     X: Array
     y: Array
     features: list[str]
+
+
+class Vink(NamedTuple):
+    """`x`, `y`: `(n,)`, sorted by x; y is standardised by `mean` and `sd`.
+
+    `expected`, `noise`: the true mean and sd of y given x, `(n,)`, in y's standardised units.
+    """
+
+    x: Array
+    y: Array
+    mean: float
+    sd: float
+    expected: Array
+    noise: Array
 
 
 def digits(label: int | None = None) -> Digits:
@@ -54,6 +68,34 @@ def diabetes(*, standardised: bool = True) -> Regression:
     if standardised:
         X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
     return Regression(X, y, arrays["features"].tolist())
+
+
+def vink(n: int = 150, seed: int = 43, standardise_by: Vink | None = None) -> Vink:
+    """Wave-shaped data whose noise grows with x, made as in "Variational inference from scratch" (Ritchie Vink, 2019).
+
+        x = 80 · Uniform(0, 1) − 20,   y = x (1 + sin x) / 8 + 5 + 3 (1/4 + ((x + 20) / 80)²) · Normal(0, 1)
+
+    The defaults give the document's 150 points.
+
+    Args:
+        n: The number of points.
+        seed: NumPy's; another one gives fresh data.
+        standardise_by: Data whose mean and sd the outcomes are standardised by, as fresh data are by the training set's; their
+            own when None.
+
+    >>> train = vink()
+    >>> fresh = vink(seed=1, standardise_by=train)
+    >>> fresh.mean == train.mean
+    True
+    """
+    rng = np.random.RandomState(seed)
+    x = 80 * rng.rand(n) - 20
+    noise = 3 * (0.25 + ((x + 20) / 80) ** 2)
+    expected = 0.125 * x * (1 + np.sin(x)) + 5
+    y = expected + rng.randn(n) * noise
+    mean, sd = (float(y.mean()), float(y.std())) if standardise_by is None else (standardise_by.mean, standardise_by.sd)
+    order = np.argsort(x)
+    return Vink(x[order], (y[order] - mean) / sd, mean, sd, (expected[order] - mean) / sd, noise[order] / sd)
 
 
 def _read(name: str) -> dict[str, Any]:
