@@ -1,20 +1,44 @@
-"""The data sets that come with pyrovi, as NumPy arrays."""
+"""Data sets as NumPy arrays: those that come with pyrovi, sets of images, and tables of the user's own."""
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Digits", "Regression", "Vink", "diabetes", "digits", "vink"]
+from pyrovi import idx
+from pyrovi.tabular import Scaling, Table, table
+
+__all__ = [
+    "Digits",
+    "Images",
+    "Regression",
+    "Scaling",
+    "Table",
+    "Vink",
+    "diabetes",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "table",
+    "vink",
+]
 
 Array = NDArray[np.float64]
 
 
 class Digits(NamedTuple):
     """`images`: `(n, 8, 8)` counts from 0 to 16. `labels`: `(n,)` digits."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+class Images(NamedTuple):
+    """`images`: `(n, 28, 28)` grey values from 0 to 255. `labels`: `(n,)` classes from 0 to 9."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -96,6 +120,33 @@ def vink(n: int = 150, seed: int = 43, standardise_by: Vink | None = None) -> Vi
     mean, sd = (float(y.mean()), float(y.std())) if standardise_by is None else (standardise_by.mean, standardise_by.sd)
     order = np.argsort(x)
     return Vink(x[order], (y[order] - mean) / sd, mean, sd, (expected[order] - mean) / sd, noise[order] / sd)
+
+
+def mnist(split: str = "train", folder: str | os.PathLike[str] | None = None) -> Images:
+    """Handwritten digits, 60,000 to train on or 10,000 to test on.
+
+    Args:
+        split: `"train"` or `"test"`.
+        folder: The folder of the set's IDX files, gzipped or not. When None, the folder `mnist` in the one that the environment
+            variable PYROVI_DATA names, or else the files are fetched (11 MB), checked by SHA-256 and kept in the user's cache.
+
+    Raises:
+        DataError: A file is missing, damaged or of the wrong shape, or cannot be fetched.
+
+    References:
+        The MNIST database of handwritten digits (LeCun, Cortes & Burges, 1998) | http://yann.lecun.com/exdb/mnist
+    """
+    return Images(*idx.load("mnist", split, folder))
+
+
+def fashion_mnist(split: str = "train", folder: str | os.PathLike[str] | None = None) -> Images:
+    """Articles of clothing in ten classes, in MNIST's format and sizes; the arguments are `mnist`'s, the folder `fashion_mnist`.
+
+    References:
+        Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms (Xiao, Rasul & Vollgraf, 2017)
+        | https://arxiv.org/abs/1708.07747
+    """
+    return Images(*idx.load("fashion_mnist", split, folder))
 
 
 def _read(name: str) -> dict[str, Any]:
