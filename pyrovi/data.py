@@ -15,6 +15,7 @@ from pyrovi.tabular import Scaling, Table, table
 __all__ = [
     "Digits",
     "Images",
+    "Nile",
     "Regression",
     "Scaling",
     "Table",
@@ -23,6 +24,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "mnist",
+    "nile",
     "table",
     "vink",
 ]
@@ -42,6 +44,13 @@ class Images(NamedTuple):
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
+
+
+class Nile(NamedTuple):
+    """`years`: `(100,)`, 1871 to 1970. `volume`: `(100,)` annual flows in 10⁸ m³."""
+
+    years: NDArray[np.int64]
+    volume: Array
 
 
 class Regression(NamedTuple):
@@ -92,6 +101,18 @@ def diabetes(*, standardised: bool = True) -> Regression:
     if standardised:
         X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
     return Regression(X, y, arrays["features"].tolist())
+
+
+def nile() -> Nile:
+    """The annual flow of the Nile at Aswan, 1871 to 1970.
+
+    Source: The problem of the Nile: conditional solution to a changepoint problem (Cobb, 1978).
+
+    >>> float(nile().volume.mean())
+    919.35
+    """
+    arrays = _read("nile")
+    return Nile(arrays["years"].astype(np.int64), arrays["volume"].astype(float))
 
 
 def vink(n: int = 150, seed: int = 43, standardise_by: Vink | None = None) -> Vink:
