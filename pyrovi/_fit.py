@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import numbers
 import platform
 import sys
@@ -13,12 +14,14 @@ from typing import Any
 import pyro
 import pyro.optim
 import torch
+from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 
 from pyrovi._isolation import isolated
-from pyrovi._typing import Data, Guide, Model, Path
+from pyrovi._typing import Data, Guide, Model, Path, Transform
 from pyrovi.errors import ModelError, SettingsError
 from pyrovi.inputs import as_dtype
+from pyrovi.objective import KLWeight, check_objective, make_objective
 from pyrovi.optim import make_optimizer
 from pyrovi.preflight import Problem, prepare, with_laplace
 from pyrovi.progress import Progress
@@ -29,6 +32,9 @@ from pyrovi.svi import Callback, optimise
 __all__ = ["fit"]
 
 
+PLAIN = (bool, int, float, str, tuple, list)
+
+
 def fit(
     model: Model,
     guide: str | type[AutoGuide] | Guide = "auto",
@@ -37,12 +43,17 @@ def fit(
     steps: int | None = None,
     epochs: int | None = None,
     particles: int = 1,
+    objective: str | Callable[..., ELBO] = "trace_elbo",
+    kl_weight: float = 1.0,
+    kl_annealing: int | None = None,
     optimizer: str | pyro.optim.PyroOptim | Callable[..., torch.optim.Optimizer] = "adam",
     lr: float | None = None,
     schedule: str | Callable[[int], float] | None = None,
     clip_norm: float | None = None,
     batch_size: int | Mapping[str, int] | None = None,
     batch_data: Sequence[str] | None = None,
+    transform: Transform | None = None,
+    guide_options: Mapping[str, Any] | None = None,
     stop: str | None = "auto",
     seed: int = 0,
     dtype: str | torch.dtype | None = None,
@@ -64,14 +75,22 @@ def fit(
 
     Args:
         model: A Pyro program: a function, `PyroModule` or `nn.Module`.
-        guide: A name (`"normal"`, `"multivariate_normal"`, `"low_rank"`, `"structured"`, `"delta"`, `"laplace"`), an
-            autoguide's class or instance, or a program that samples the model's latent sites. `"auto"` is `"normal"`
-            for now.
+        guide: A name (`"normal"`, `"multivariate_normal"`, `"low_rank"`, `"structured"`, `"mixture"`, `"flow"`,
+            `"delta"`, `"laplace"`: `pyrovi.guides.auto`), an autoguide's class or instance, or a program that samples the
+            model's latent sites. `"auto"` is `"normal"` for now.
         data: Argument name to NumPy array, tensor, DataFrame or xarray array, passed to model and guide by keyword. A
             guide may take fewer. Plain Python values are passed as they are.
         steps: The largest number of steps; 10,000 when neither it nor `epochs` is given.
         epochs: The same as passes over the data, each `ceil(n / batch_size)` steps.
-        particles: Draws a step for the ELBO's gradient; run as one vectorised batch where model and guide allow.
+        particles: Draws a step for the ELBO's gradient; run as one vectorised batch where model and guide allow. For
+            `importance_weighted` and `renyi` it is k, the number of weights.
+        objective: `"trace_elbo"`; `"mean_field"`, the same with KL(q‖prior) in closed form where there is one;
+            `"importance_weighted"` or `"renyi"`, bounds over `particles` weights; or a class of `pyro.infer.ELBO`. See
+            `pyrovi.objective`.
+        kl_weight: A weight on the KL part. With another than 1 the answer is not the posterior but that of the likelihood to
+            the power 1/kl_weight; `Fit.elbo` then holds the weighted objective, `Fit.estimate_elbo` the ELBO itself.
+        kl_annealing: Steps over which that weight rises linearly from 0; a start without the prior keeps an amortised
+            guide from ignoring its data.
         optimizer: A name (`"adam"`, `"clipped_adam"`, `"sgd"`, …: `pyrovi.optim.OPTIMIZERS`), a class of `torch.optim`,
             or an instance of `pyro.optim`.
         lr: The learning rate; 0.01 when None, a rate that suits Adam on unconstrained parameters of order one.
@@ -81,6 +100,10 @@ def fit(
         batch_size: Rows a step, for a model written plainly (`pyro.plate("data", len(x))` around `obs=x`) or with
             Pyro's own subsampling. `{"plate": 100}` names the plate where there are several.
         batch_data: The data that have a row a datum, where that is not all that are as long as the plate.
+        transform: From the data of a step, tensors by argument name, to what model and guide see, under the same names:
+            augmentation, or a fresh binarisation of grey pixels. A fit draws and scores on one such view of its data.
+        guide_options: What the named guide takes: `init_scale` for `"normal"`, `rank` for `"low_rank"`, `components` for
+            `"mixture"`, `transforms` for `"flow"`.
         stop: `"auto"` stops once the ELBO has stopped rising (`pyrovi.stopping`); None runs every step.
         seed: For everything random. The same seed gives the same fit, bit for bit.
         dtype: Floating data become this; torch's default when None.
@@ -124,6 +147,8 @@ def fit(
 
     with isolated(seed, dtype, device, validate=True):
         make_optimizer(optimizer, lr, schedule, clip_norm, steps or 1)  # a bad one raises before the model is run
+        objective_name = check_objective(objective, particles)
+        kl = _kl(kl_weight, _count("kl_annealing", kl_annealing))
         problem = prepare(
             model,
             guide,
@@ -132,14 +157,17 @@ def fit(
             device=device,
             batch_size=batch_size,
             batch_data=(batch_data,) if isinstance(batch_data, str) else tuple(batch_data) if batch_data is not None else None,
+            transform=transform,
+            guide_options=guide_options,
         )
+        elbo = make_objective(objective, problem, particles)
         steps = _steps(steps, epochs, problem)
         optim, optim_settings = make_optimizer(optimizer, lr, schedule, clip_norm, steps)
         start = problem.parameters.values()
         pyro.set_rng_seed(seed)  # so that the loop is the plain `svi.step` loop of this seed, draw for draw
         try:
             with pyro.validation_enabled(False):
-                outcome = optimise(problem, optim, steps, particles, stop, seed, Progress(steps, progress), chosen)
+                outcome = optimise(problem, elbo, kl, optim, steps, stop, seed, Progress(steps, progress), chosen)
             advice = outcome.advice
             try:
                 fitted = with_laplace(problem, outcome.values)
@@ -153,6 +181,10 @@ def fit(
                 advice=advice,
                 settings={
                     "guide": problem.guide_name,
+                    "guide_options": {k: v for k, v in (guide_options or {}).items() if isinstance(v, PLAIN)},
+                    "objective": objective_name,
+                    "kl_weight": kl_weight,
+                    "kl_annealing": kl_annealing,
                     **optim_settings,
                     "steps": steps,
                     "epochs": epochs,
@@ -161,6 +193,7 @@ def fit(
                     "batch_size": problem.batches.batch_size if problem.batches else None,
                     "batch_plate": problem.batches.plate if problem.batches else None,
                     "batch_data": list(problem.batches.sliced) if problem.batches else None,
+                    "transform": getattr(transform, "__name__", type(transform).__name__) if transform is not None else None,
                     "stop": stop,
                     "averaged_steps": outcome.averaged,
                     "dtype": str(dtype).removeprefix("torch."),
@@ -192,6 +225,12 @@ def _count(name: str, value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise SettingsError(f"{name} must be a whole number of at least 1; got {value!r}")
     return int(value)
+
+
+def _kl(weight: float, annealing: int | None) -> KLWeight | None:
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 < weight < math.inf:
+        raise SettingsError(f"kl_weight must be a number above 0; got {weight!r}")
+    return KLWeight(float(weight), annealing or 0) if weight != 1 or annealing else None
 
 
 def _device(device: str | torch.device) -> torch.device:

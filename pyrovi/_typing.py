@@ -17,6 +17,9 @@ Guide: TypeAlias = Callable[..., Any]
 Data: TypeAlias = Mapping[str, Any]
 """Argument name to NumPy array, tensor, DataFrame, xarray array or plain Python value."""
 
+Transform: TypeAlias = Callable[[dict[str, Any]], Mapping[str, Any]]
+"""From the data of one step, as tensors by argument name, to what model and guide are to see of them."""
+
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
 Path: TypeAlias = str | os.PathLike[str]

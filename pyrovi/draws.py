@@ -14,9 +14,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
+from pyro.util import get_rng_state, set_rng_state
 
 from pyrovi._typing import Tensors
 from pyrovi.errors import DataError, ModelError, SettingsError, nearest
@@ -88,9 +90,10 @@ def predict(
             )
         inputs = _new_data(problem, data)
         structure = _structure(problem, inputs)
+    moved = _moved(problem, inputs, structure) if inputs is not None and not isinstance(problem.guide, AutoGuide) else set()
     kept = {}
     for name, site in problem.structure.latent.items():
-        if name in redraw or name not in structure.sites:
+        if name in redraw or name in moved or name not in structure.sites:
             continue
         shape = structure.sites[name].shape
         if shape != site.shape:
@@ -100,12 +103,19 @@ def predict(
             )
         kept[name] = posterior[name]
     wanted = {
-        name for name, s in structure.sites.items() if s.kind == "observed" or (data is not None and s.kind == "deterministic")
+        name
+        for name, s in structure.sites.items()
+        if s.kind == "observed" or (data is not None and (s.kind == "deterministic" or name not in problem.structure.sites))
     }
     out, done = [], 0
     with torch.no_grad():
         for runner in _runners(problem, n):
             given = {m: v[done : done + runner.size].reshape(runner.size, *structure.sites[m].shape) for m, v in kept.items()}
+            if moved - set(redraw):
+                guided = runner.trace(problem.guide, inputs or {}, given, structure)
+                for name in moved - set(redraw):
+                    site = structure.sites[name]
+                    given[name] = runner.value(guided.nodes[name], tuple(site.shape), site)
             blocks = _blocks(problem, "model") if inputs is None else [_Block(problem.model, inputs)]
             out.append(_simulated(runner, blocks, structure, given, wanted))
             done += runner.size
@@ -355,6 +365,25 @@ def _new_data(problem: Problem, data: Mapping[str, Any]) -> dict[str, Any]:
     new = to_tensors(data, problem.dtype, problem.device)
     check_arguments(problem.model, {**problem.data, **new})
     return {**{n: None if _is_outcome(problem, v) else v for n, v in problem.data.items()}, **new}
+
+
+def _moved(problem: Problem, inputs: Mapping[str, Any], structure: Structure) -> set[str]:
+    """The latents that a handwritten guide draws otherwise on the new data: tried on both, from the same random numbers.
+
+    None where the guide cannot be run on them: it may take the outcomes, or have parameters for each of the old data.
+    """
+    state, drawn = get_rng_state(), []
+    try:
+        for data in (problem.data, inputs):
+            set_rng_state(state)
+            with torch.no_grad(), poutine.block():
+                drawn.append(poutine.trace(problem.guide).get_trace(**data))
+    except Exception:  # whatever a guide raises on data that it was not made for
+        return set()
+    finally:
+        set_rng_state(state)
+    old, new = ({n: t.nodes[n]["value"] for n in problem.structure.latent if n in t.nodes} for t in drawn)
+    return {n for n in old if n in structure.sites and n in new and not torch.equal(old[n], new[n])}
 
 
 def _is_outcome(problem: Problem, value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DataError", "GuideError", "ModelError", "PyroviError", "RunFolderError", "SettingsError", "nearest"]
+__all__ = ["DataError", "GuideError", "ModelError", "PyroviError", "RunFolderError", "SettingsError", "first_line", "nearest"]
 
 
 class PyroviError(Exception):
@@ -34,6 +34,12 @@ class SettingsError(PyroviError, ValueError):
 
 class RunFolderError(PyroviError, OSError):
     """A run folder cannot be written or read."""
+
+
+def first_line(exception: BaseException) -> str:
+    """The first line of what an exception says, with the next where it only introduces that."""
+    lines = [line.strip() for line in str(exception).splitlines() if line.strip()] or ["no message"]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,10 +16,9 @@ from torch.distributions import biject_to, constraints
 from pyrovi import _arviz
 from pyrovi._typing import Tensors
 from pyrovi.draws import draw, observed, predict, prior
-from pyrovi.errors import SettingsError
+from pyrovi.errors import SettingsError, first_line
 from pyrovi.preflight import Problem
 from pyrovi.structure import Site
-from pyrovi.tracing import first_line
 
 if TYPE_CHECKING:
     import pandas as pd

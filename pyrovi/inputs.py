@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pyro.infer.autoguide import AutoGuide
 
-from pyrovi._typing import Guide, Model
+from pyrovi._typing import Guide, Model, Transform
 from pyrovi.errors import DataError, GuideError, ModelError, nearest
 
 __all__ = ["as_dtype", "check_arguments", "clone", "describe", "matching_arguments", "to_tensors"]
@@ -98,6 +98,20 @@ def _check_finite(name: str, tensor: torch.Tensor, how: str = "; drop or impute 
         raise DataError(f"data {name!r} has {int(bad.sum())} {kind} value{'s' if bad.sum() > 1 else ''}{where}{how}")
 
 
+def transformed(transform: Transform | None, data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data as model and guide are to see them at one step."""
+    if transform is None:
+        return dict(data)
+    out = transform(dict(data))
+    if not isinstance(out, Mapping) or set(out) != set(data):
+        raise DataError(f"transform must return the data under the names that it was given, {', '.join(data)}; got {in_short(out)}")
+    return dict(out)
+
+
+def in_short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+
+
 def signature(program: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
 
@@ -123,7 +137,7 @@ def check_arguments(model: Model, data: Mapping[str, Any]) -> None:
             raise DataError(f"the model needs data named {name!r}; {extra}")
 
 
-def matching_arguments(guide: Guide, data: Mapping[str, Any]) -> Guide:
+def matching_arguments(guide: Guide, data: Mapping[str, Any], model: Model) -> Guide:
     """The guide as a callable of all the data, where it takes only some of them by name."""
     parameters = signature(guide).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -132,7 +146,7 @@ def matching_arguments(guide: Guide, data: Mapping[str, Any]) -> Guide:
     missing = [p.name for p in parameters if p.name in takes and p.default is p.empty and p.name not in data]
     if missing:
         raise GuideError(f"the guide asks for {missing[0]!r}, which is not among the data; {nearest(missing[0], data)}")
-    if takes >= set(data):
+    if takes >= {*data, *signature(model).parameters}:  # the model's too: a prediction may give it more than the fit did
         return guide
 
     @functools.wraps(guide)

@@ -22,7 +22,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyrovi._typing import Guide, Model
+from pyrovi._typing import Guide, Model, Transform
+from pyrovi.inputs import transformed
 
 __all__ = ["Batch", "Minibatches", "Mode"]
 
@@ -138,9 +139,16 @@ class Batched:
     """A model and a guide that, called without arguments, run on the batch set by `take`."""
 
     def __init__(
-        self, batches: Minibatches, model: Model, guide: Guide, data: Mapping[str, Any], *, estimate_full: bool = True
+        self,
+        batches: Minibatches,
+        model: Model,
+        guide: Guide,
+        data: Mapping[str, Any],
+        *,
+        transform: Transform | None = None,
+        estimate_full: bool = True,
     ) -> None:
-        self.plan, self._model, self._guide, self._data = batches, model, guide, data
+        self.plan, self._model, self._guide, self._data, self._transform = batches, model, guide, data, transform
         self._batches = {
             "model": Batch(batches.plate, batches.size, batches.model_mode, estimate_full=estimate_full),
             "guide": Batch(
@@ -152,6 +160,7 @@ class Batched:
             ),
         }
         self._sliced: dict[str, Any] = {}
+        self._whole = dict(data)
         self.device = next((v.device for v in data.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
 
     def rows(self, block: int) -> torch.Tensor:
@@ -164,10 +173,18 @@ class Batched:
             rows = torch.cat([rows, rows[-1:].expand(pad_to - count)])
         for batch in self._batches.values():
             batch.take(rows, count)
-        if "sliced" in (self.plan.model_mode, self.plan.guide_mode):
-            self._sliced = {
-                name: value.index_select(0, rows) if name in self.plan.sliced else value for name, value in self._data.items()
-            }
+        modes = (self.plan.model_mode, self.plan.guide_mode)
+        if self._transform is None:
+            if "sliced" in modes:
+                self._sliced = self._narrowed(self._data, rows)
+        elif set(modes) == {"sliced"}:
+            self._sliced = transformed(self._transform, self._narrowed(self._data, rows))
+        else:  # a program that takes its rows from all the data has to meet the same ones as one that is given them
+            self._whole = transformed(self._transform, self._data)
+            self._sliced = self._narrowed(self._whole, rows)
+
+    def _narrowed(self, data: Mapping[str, Any], rows: torch.Tensor) -> dict[str, Any]:
+        return {name: value.index_select(0, rows) if name in self.plan.sliced else value for name, value in data.items()}
 
     @property
     def indices(self) -> torch.Tensor:
@@ -181,8 +198,8 @@ class Batched:
 
     def model(self, *_: Any, **__: Any) -> Any:
         with self._batches["model"]:
-            return self._model(**(self._sliced if self.plan.model_mode == "sliced" else self._data))
+            return self._model(**(self._sliced if self.plan.model_mode == "sliced" else self._whole))
 
     def guide(self, *_: Any, **__: Any) -> Any:
         with self._batches["guide"]:
-            return self._guide(**(self._sliced if self.plan.guide_mode == "sliced" else self._data))
+            return self._guide(**(self._sliced if self.plan.guide_mode == "sliced" else self._whole))

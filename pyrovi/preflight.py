@@ -18,16 +18,16 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 
 from pyrovi._isolation import Parameters
-from pyrovi._typing import Guide, Model
+from pyrovi._typing import Guide, Model, Transform
 from pyrovi.batching import find_batches, find_plate
-from pyrovi.errors import GuideError, ModelError, nearest
+from pyrovi.errors import GuideError, ModelError, first_line, nearest
 from pyrovi.guides.auto import make_guide
-from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors
+from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors, transformed
 from pyrovi.minibatch import Batched, Minibatches
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
-from pyrovi.tracing import check_observed, family, feasible, first_line, in_words, is_real, outside_support, run
+from pyrovi.tracing import check_observed, family, feasible, in_words, is_real, outside_support, run
 
-__all__ = ["Problem", "prepare", "with_laplace"]
+__all__ = ["Problem", "on", "prepare", "with_laplace"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
     nesting: int
+    guide_order: tuple[str, ...] = ()
+    """The guide's sites in the order in which it draws them."""
+    transform: Transform | None = None
     batches: Minibatches | None = None
     outcomes: tuple[torch.Tensor, ...] = ()
     """The observed values, to tell which data are outcomes and which are not."""
@@ -57,16 +60,36 @@ class Problem:
         """Whether the guide is a point, or empty: there is then no posterior, only an estimate."""
         return isinstance(self.guide, (AutoDelta, AutoLaplaceApproximation)) or not self.structure.latent
 
+    def seen(self) -> dict[str, Any]:
+        """All the data as a step sees them; a transform may be random, and then they differ from call to call."""
+        return transformed(self.transform, self.data) if self.transform is not None else self.data
+
+    def settled(self) -> Problem:
+        """The same with the transform done once, so that everything that is asked of it is asked of the same data."""
+        if self.transform is None:
+            return self
+        return replace(self, data=self.seen(), transform=None).traced()
+
+    def traced(self) -> Problem:
+        """The same with structure and outcomes read anew off a run of the model on its data."""
+        trace = _look(self.model, self.data)
+        structure = check_observed(trace)
+        return replace(
+            self,
+            structure=structure.whole(),
+            outcomes=tuple(trace.nodes[name]["value"] for name in structure.observed),
+        )
+
     def batched(self, *, estimate_full: bool = True) -> Batched | None:
         if self.batches is None:
             return None
-        return Batched(self.batches, self.model, self.guide, self.data, estimate_full=estimate_full)
+        return Batched(self.batches, self.model, self.guide, self.data, transform=self.transform, estimate_full=estimate_full)
 
     def step_programs(self, block: int) -> tuple[Guide, Model, dict[str, Any]]:
         """Guide, model and their arguments, as one step runs them: on all data, or on one block of the rows in order."""
         batched = self.batched()
         if batched is None:
-            return self.guide, self.model, self.data
+            return self.guide, self.model, self.seen()
         batched.take(batched.rows(block))
         return batched.guide, batched.model, {}
 
@@ -80,25 +103,29 @@ def prepare(
     device: torch.device,
     batch_size: int | Mapping[str, int] | None = None,
     batch_data: tuple[str, ...] | None = None,
+    transform: Transform | None = None,
+    guide_options: Mapping[str, Any] | None = None,
 ) -> Problem:
     """Check everything that can be checked without a step, inside `isolated(..., validate=True)`.
 
     Raises:
         DataError, ModelError, GuideError, SettingsError: One sentence each; see `pyrovi.errors`.
     """
-    tensors = to_tensors(data, dtype, device)
-    check_arguments(model, tensors)
+    raw = to_tensors(data, dtype, device)
+    check_arguments(model, raw)
+    tensors = transformed(transform, raw) if transform is not None else raw
     model, guide = clone(model, guide, dtype, device)
-    guide, guide_name = make_guide(guide, model)
+    guide, guide_name = make_guide(guide, model, guide_options)
     if not isinstance(guide, AutoGuide):
-        guide = matching_arguments(guide, tensors)
+        guide = matching_arguments(guide, tensors, model)
 
     # Only names and shapes are read off this run: its latent values are not the model's choice, so they are not validated. It has a
     # store of its own, so that the guide meets an empty one, as under `svi.step`.
     with pyro.get_param_store().scope(), pyro.validation_enabled(False):
         trace = _look(model, tensors)
         if integers := _integers_to_cast(trace, tensors):
-            tensors |= {name: tensors[name].to(dtype) for name in integers}
+            raw |= {name: raw[name].to(dtype) for name in integers}
+            tensors = transformed(transform, raw) if transform is not None else raw
             trace = _look(model, tensors)
     structure = check_observed(trace)
     discrete = [name for name, site in structure.latent.items() if getattr(site.support, "is_discrete", False)]
@@ -116,7 +143,8 @@ def prepare(
         model=model,
         guide=guide,
         guide_name=guide_name,
-        data=tensors,
+        data=raw,
+        transform=transform,
         structure=structure.whole(),
         parameters=Parameters(),
         vectorize=False,
@@ -133,9 +161,42 @@ def prepare(
     problem = replace(
         problem,
         parameters=Parameters.registered(),
+        guide_order=tuple(guide_structure.sites),
         nesting=max(structure.max_plate_nesting, guide_structure.max_plate_nesting),
     )
     return replace(problem, vectorize=_vectorizes(problem, Structure.of(model_trace)))
+
+
+def on(problem: Problem, data: Mapping[str, Any]) -> Problem:
+    """The problem with other data, checked like the first, inside `isolated` with the fit's parameters loaded.
+
+    Raises:
+        DataError, ModelError: The model cannot be run on them.
+        GuideError: The guide cannot: it has parameters for each of the old data, say.
+    """
+    new = to_tensors(data, problem.dtype, problem.device)
+    merged = {**{name: value for name, value in problem.data.items() if name not in new}, **new}
+    check_arguments(problem.model, merged)
+    moved = replace(problem, data=merged, transform=None, batches=None)
+    seen = transformed(problem.transform, merged)
+    with pyro.validation_enabled(True):
+        trace = _look(problem.model, seen)
+        if integers := _integers_to_cast(trace, seen):
+            merged |= {name: merged[name].to(problem.dtype) for name in integers}
+        moved = replace(moved, data=merged)
+        settled = replace(moved, data=transformed(problem.transform, merged)).traced()
+        for name, site in settled.structure.latent.items():
+            old = problem.structure.latent.get(name)
+            if isinstance(problem.guide, AutoGuide) and (old is None or old.shape != site.shape):
+                raise GuideError(
+                    f"site {name!r} has another shape on these data, and an autoguide has its own factor for each of its elements; "
+                    "write a guide that computes them from the data, or use predictive(data=…)"
+                )
+        guide_trace, model_trace = _first_run(settled)
+        _check_match(Structure.of(model_trace), Structure.of(guide_trace), is_auto=isinstance(problem.guide, AutoGuide))
+    if set(pyro.get_param_store().keys()) != set(problem.parameters.leaves):
+        raise GuideError("model or guide would make new parameters for these data; let none depend on the data's shape")
+    return replace(settled, data=merged, transform=problem.transform)
 
 
 def _look(model: Model, data: Mapping[str, Any]) -> Trace:

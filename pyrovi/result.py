@@ -6,11 +6,12 @@ import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyrovi._isolation import isolated
@@ -141,6 +142,50 @@ class Fit:
         values = self.draws(n, seed=seed).elbo
         return Estimate(values.mean().item(), values.std().item() / math.sqrt(n))
 
+    def estimate_bound(self, k: int = 50, *, seed: int | None = None) -> Estimate:
+        """The importance-weighted bound on log p(data) with k weights, in nats: above the ELBO, and towards log p(data) as k grows.
+
+        Where each datum has its own latents, as in an amortised model, it has its own weights; elsewhere k weights serve for all
+        the data, and the bound is the ELBO's best draw unless q is close to the posterior.
+
+        Args:
+            k: The number of weights.
+            seed: The fit's own seed when None.
+
+        References:
+            Importance weighted autoencoders (Burda, Grosse & Salakhutdinov, 2016) | https://arxiv.org/abs/1509.00519
+        """
+        from pyrovi.evidence import importance_bound
+
+        with self.loaded(k, seed) as problem:
+            values, errors = importance_bound(problem, k)
+        return Estimate(values.sum().item(), errors.square().sum().sqrt().item())
+
+    def log_predictive(self, n: int = 1_000, *, seed: int | None = None) -> Tensors:
+        """The log posterior predictive density of every datum, by observed site: log of the mean likelihood of `n` draws, in nats.
+
+        Of new data it is `fit.on(new).log_predictive()`, the test log likelihood of the literature.
+        """
+        scores = self.draws(n, seed=seed, pointwise=True).log_likelihood
+        return {name: torch.logsumexp(value.double(), 0) - math.log(n) for name, value in scores.items()}
+
+    def on(self, data: Data) -> Fit:
+        """This fit with other data, a test set for instance, for draws, scores, bounds and exports: nothing is fitted again.
+
+        Args:
+            data: By argument name, over the old. A guide that computes its factors from the data is run on them; latents that do
+                not belong to a datum stay as they are.
+
+        Raises:
+            DataError, ModelError: The model cannot be run on them.
+            GuideError: The guide has factors for the old data only, as an autoguide has for latents that belong to a datum.
+        """
+        from pyrovi.preflight import on
+
+        with self.loaded() as _:
+            assert self.problem is not None
+            return replace(self, problem=on(self.problem, data))
+
     def to_arviz(
         self,
         draws: int = 1_000,
@@ -209,4 +254,4 @@ class Fit:
         # Another stream than the fit's own: fresh draws must not be those that the optimiser saw.
         stream = int(np.random.SeedSequence([self.seed if seed is None else seed, 1]).generate_state(1)[0])
         with isolated(stream, self.problem.dtype, self.problem.device), self.problem.parameters.loaded(self.unconstrained):
-            yield self.problem
+            yield self.problem.settled()

@@ -16,7 +16,7 @@ import torch
 
 from pyrovi import _arviz
 from pyrovi._isolation import isolated
-from pyrovi._typing import Data, Path
+from pyrovi._typing import Data, Path, Transform
 from pyrovi.errors import GuideError, ModelError, RunFolderError
 from pyrovi.guides.auto import GUIDES
 from pyrovi.inputs import as_dtype
@@ -97,7 +97,9 @@ def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int = 1_000)
         _arviz.write(container, str(draft / POSTERIOR))
 
 
-def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | None = None) -> Fit:
+def load(
+    folder: Path, *, model: Any = None, guide: Any = None, data: Data | None = None, transform: Transform | None = None
+) -> Fit:
     """Read a run folder.
 
     A recipe's fit comes back whole. Any other comes back with its parameters, ELBO and stored draws (`to_arviz`,
@@ -109,6 +111,7 @@ def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | Non
         model: The model that was fitted.
         guide: The guide; the stored name when None.
         data: Other data than the stored.
+        transform: That of the fit, if it had one; a recipe has its own.
 
     Raises:
         RunFolderError: There is no run, or it is damaged.
@@ -145,22 +148,39 @@ def load(folder: Path, *, model: Any = None, guide: Any = None, data: Data | Non
 
         if fit.recipe in recipes:
             model = recipes[fit.recipe].model
+            transform = transform or recipes[fit.recipe].settings.get("transform")
             if guide is None and fit.settings["guide"] not in GUIDES:
                 guide = recipes[fit.recipe].guide
     if model is None:
         return fit
     if guide is None and fit.settings["guide"] not in GUIDES:
         raise GuideError(f"the run was made with a guide of your own ({fit.settings['guide']}); pass it too, as guide=")
-    problem = _problem(fit, model, guide if guide is not None else fit.settings["guide"], stored_data if data is None else data)
+    problem = _problem(
+        fit, model, guide if guide is not None else fit.settings["guide"], stored_data if data is None else data, transform
+    )
     return replace(fit, problem=problem, parameters=problem.parameters.constrained(values))
 
 
-def _problem(fit: Fit, model: Any, guide: Any, data: Data) -> Problem:
+def _problem(fit: Fit, model: Any, guide: Any, data: Data, transform: Transform | None) -> Problem:
+    if fit.settings.get("transform") and transform is None:
+        raise ModelError(
+            f"the run's data went through a function of your own ({fit.settings['transform']}); pass it too, as transform="
+        )
     dtype, plate = as_dtype(fit.settings["dtype"]), fit.settings["batch_plate"]
     batch_size = {plate: fit.settings["batch_size"]} if plate else None
     batch_data = tuple(fit.settings["batch_data"]) if plate else None
     with isolated(fit.seed, dtype, validate=True):
-        problem = prepare(model, guide, data, dtype=dtype, device=torch.device("cpu"), batch_size=batch_size, batch_data=batch_data)
+        problem = prepare(
+            model,
+            guide,
+            data,
+            dtype=dtype,
+            device=torch.device("cpu"),
+            batch_size=batch_size,
+            batch_data=batch_data,
+            transform=transform if fit.settings.get("transform") else None,
+            guide_options=fit.settings.get("guide_options") if isinstance(guide, str) else None,
+        )
         have = {name: leaf.shape for name, leaf in problem.parameters.leaves.items()}
         stored = {name: value.shape for name, value in fit.unconstrained.items()}
         if have != stored:

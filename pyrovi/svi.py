@@ -13,12 +13,12 @@ import pyro
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import ELBO, SVI
 from pyro.optim.lr_scheduler import PyroLRScheduler
 
-from pyrovi._isolation import Parameters
 from pyrovi._typing import Guide, Model, Tensors
 from pyrovi.minibatch import Batched
+from pyrovi.objective import KLWeight
 from pyrovi.preflight import Problem
 from pyrovi.progress import Progress
 from pyrovi.result import Status
@@ -59,12 +59,16 @@ class _NotFinite(Exception):
     """The loss of a step is NaN or infinite; raised before the optimiser has seen its gradient."""
 
 
-class _CheckedELBO(Trace_ELBO):
-    def loss_and_grads(self, model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
-        loss: float = super().loss_and_grads(model, guide, *args, **kwargs)
+def _checked(objective: ELBO) -> Callable[..., float]:
+    """`loss_and_grads`, but a loss that is not finite raises before its gradient is used."""
+
+    def loss_and_grads(model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
+        loss: float = objective.loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
         if not math.isfinite(loss):
             raise _NotFinite
         return loss
+
+    return loss_and_grads
 
 
 class _Average:
@@ -90,28 +94,29 @@ class _Average:
 
 def optimise(
     problem: Problem,
+    objective: ELBO,
+    kl: KLWeight | None,
     optim: pyro.optim.PyroOptim,
     steps: int,
-    particles: int,
     stop: str | None,
     seed: int,
     progress: Progress,
     callbacks: list[Callback],
 ) -> Outcome:
     """The loop. Between events (a look at the ELBO, a refresh of the bar) it does what a bare `svi.step` loop does."""
-    loss = _CheckedELBO(
-        num_particles=particles, vectorize_particles=problem.vectorize and particles > 1, max_plate_nesting=problem.nesting
-    )
     batched = problem.batched()
-    model, guide, data = (problem.model, problem.guide, problem.data) if batched is None else (batched.model, batched.guide, {})
-    rows = _rows(problem, seed)
-    svi = SVI(model, guide, optim, loss)
+    model, guide = (problem.model, problem.guide) if batched is None else (batched.model, batched.guide)
+    if kl is not None:
+        model, guide = kl(model), kl(guide)
+    feed = _feed(problem, batched, seed)
+    svi = SVI(model, guide, optim, loss=objective.loss, loss_and_grads=_checked(objective))  # type: ignore[attr-defined]
     decay = optim.step if isinstance(optim, PyroLRScheduler) else None
     parameters = problem.parameters
     average = _Average(parameters.leaves)
     elbo = np.empty(steps)
     look_at = looks(steps)
     first_average = 0 if stop == "auto" or len(look_at) == 1 else look_at[-2]
+    annealed = kl.annealing if kl is not None else 0  # until then the objective itself moves
     window, last_good = 0, parameters.values()
     judged: Plateau | None = None
     status, advice, done = Status.step_limit, "", 0
@@ -119,9 +124,9 @@ def optimise(
         with warnings.catch_warnings(), progress:
             warnings.filterwarnings("ignore", message=NOT_FINITE)
             for step in range(1, steps + 1):
-                if batched is not None:
-                    batched.take(next(rows))
-                elbo[step - 1] = -svi.step(**data)
+                if kl is not None:
+                    kl.at(step)
+                elbo[step - 1] = -svi.step(**next(feed))
                 done = step
                 if decay is not None:
                     decay()
@@ -136,7 +141,7 @@ def optimise(
                     progress.show(step, elbo)
                 if step == look_at[0]:
                     judged = plateau(elbo[window:step], problem.structure.dimension)
-                    if step == steps or (stop == "auto" and judged.reached):
+                    if step == steps or (stop == "auto" and judged.reached and window >= annealed):
                         break
                     look_at.pop(0)
                     window, last_good = step, parameters.values()
@@ -147,9 +152,10 @@ def optimise(
             raise
         status, advice = Status.interrupted, f"Stopped by hand after {done:,} of {steps:,} steps; this is the fit so far."
     except (_NotFinite, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        status, advice = Status.diverged, _why_diverged(problem, model, guide, data, done, error)
+        status, advice = Status.diverged, _why_diverged(model, guide, next(feed), done, error)
     except Exception as error:
-        error.add_note(f"raised after {done:,} steps of pyrovi.fit")
+        if done:
+            error.add_note(f"raised after {done:,} steps of pyrovi.fit")
         raise
 
     elbo = elbo[:done]
@@ -162,7 +168,7 @@ def optimise(
         if decay is None and average.count >= MIN_WINDOW:
             mean = average.mean()
             with suppress(KeyboardInterrupt):  # too late to interrupt: the last iterate it is
-                last_scores, mean_scores = (_scores(svi, parameters, data, batched, problem, seed, v) for v in (values, mean))
+                last_scores, mean_scores = (_scores(svi, problem, batched, seed, v) for v in (values, mean))
                 if _prefers_mean(last_scores, mean_scores):
                     values, averaged = mean, average.count
         advice = _advice(status, judged, steps, done)
@@ -173,20 +179,16 @@ SCORED = 20
 """Evaluations of the ELBO that choose between the last iterate and the mean; both see the same draws and batches, so few do."""
 
 
-def _scores(
-    svi: SVI, parameters: Parameters, data: Mapping[str, Any], batched: Batched | None, problem: Problem, seed: int, values: Tensors
-) -> NDArray[np.float64]:
+def _scores(svi: SVI, problem: Problem, batched: Batched | None, seed: int, values: Tensors) -> NDArray[np.float64]:
     """The ELBO at given parameters, over draws and batches that depend on the seed alone, shape `(SCORED,)`."""
-    parameters.assign(values)
+    problem.parameters.assign(values)
     pyro.set_rng_seed(seed)
-    rows, out = _rows(problem, seed), np.full(SCORED, -np.inf)
+    feed, out = _feed(problem, batched, seed), np.full(SCORED, -np.inf)
     # A mean of iterates may lie where the model cannot be run; that must not cost the fit.
     with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", message=NOT_FINITE)
         for i in range(SCORED):
-            if batched is not None:
-                batched.take(next(rows))
-            out[i] = -svi.evaluate_loss(**data)
+            out[i] = -svi.evaluate_loss(**next(feed))
     return out
 
 
@@ -214,7 +216,7 @@ def _advice(status: Status, judged: Plateau, steps: int, done: int) -> str:
     return f"The ELBO is too noisy to tell whether it still rises ({judged}); use more particles, more steps or a lower lr."
 
 
-def _why_diverged(problem: Problem, model: Model, guide: Guide, data: Mapping[str, Any], done: int, error: Exception) -> str:
+def _why_diverged(model: Model, guide: Guide, data: Mapping[str, Any], done: int, error: Exception) -> str:
     """Name the sites whose log_prob is not finite, at the parameters where it happened."""
     culprits: list[str] = []
     try:
@@ -239,7 +241,12 @@ def _why_diverged(problem: Problem, model: Model, guide: Guide, data: Mapping[st
     )
 
 
-def _rows(problem: Problem, seed: int) -> Iterator[torch.Tensor]:
-    if problem.batches is None:
-        return iter(())
-    return problem.batches.epochs(torch.Generator().manual_seed(seed), problem.device)
+def _feed(problem: Problem, batched: Batched | None, seed: int) -> Iterator[dict[str, Any]]:
+    """What model and guide are called with, step by step; the batch, where there is one, is set on the way."""
+    if batched is None:
+        while True:
+            yield problem.seen()
+    assert problem.batches is not None
+    for rows in problem.batches.epochs(torch.Generator().manual_seed(seed), problem.device):
+        batched.take(rows)
+        yield {}

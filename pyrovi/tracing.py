@@ -10,11 +10,11 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_feasible
 from pyro.poutine.trace_struct import Trace
 
-from pyrovi.errors import DataError, ModelError, PyroviError
+from pyrovi.errors import DataError, ModelError, PyroviError, first_line
 from pyrovi.inputs import describe
 from pyrovi.structure import WRAPPERS, Structure
 
-__all__ = ["check_observed", "family", "feasible", "first_line", "in_words", "is_real", "outside_support", "run"]
+__all__ = ["check_observed", "family", "feasible", "in_words", "is_real", "outside_support", "run"]
 
 
 class _Position(poutine.messenger.Messenger):
@@ -41,12 +41,6 @@ def run(program: Callable[..., Any], data: Mapping[str, Any], error: type[Pyrovi
         raise error(
             f"the {what} raised {type(exception).__name__}{at}: {first_line(exception)} (data: {describe(data)})"
         ) from exception
-
-
-def first_line(exception: BaseException) -> str:
-    """The first line of what an exception says, with the next where it only introduces that."""
-    lines = [line.strip() for line in str(exception).splitlines() if line.strip()] or ["no message"]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def feasible(site: Any) -> torch.Tensor:
@@ -101,7 +95,7 @@ FIXED = tuple(getattr(torch.distributions.constraints, name) for name in ("posit
 def is_real(support: Any) -> bool:
     """Whether a support is the whole real line, or a product of them."""
     c = torch.distributions.constraints
-    while isinstance(support, c.independent):
+    while hasattr(support, "base_constraint"):  # of independent ones, and of a mixture's
         support = support.base_constraint
     return isinstance(support, type(c.real))
 
