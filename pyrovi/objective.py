@@ -47,7 +47,7 @@ class _Differentiable(Trace_ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss)
+        return float(loss.detach())
 
 
 class MeanField(_Differentiable):

@@ -164,7 +164,7 @@ def load(
 def _problem(fit: Fit, model: Any, guide: Any, data: Data, transform: Transform | None) -> Problem:
     if fit.settings.get("transform") and transform is None:
         raise ModelError(
-            f"the run's data went through a function of your own ({fit.settings['transform']}); pass it too, as transform="
+            f"the run's data went through {fit.settings['transform']!r}, a function of yours; pass it too, as transform="
         )
     dtype, plate = as_dtype(fit.settings["dtype"]), fit.settings["batch_plate"]
     batch_size = {plate: fit.settings["batch_size"]} if plate else None
