@@ -11,9 +11,11 @@ from pyrovi._typing import Guide, Model
 from pyrovi.errors import SettingsError, nearest
 from pyrovi.exact import ExactPosterior
 from pyrovi.guides import gamma_poisson as gamma_poisson_guide
+from pyrovi.guides import gaussian_mixture as gaussian_mixture_guide
 from pyrovi.guides import linear_regression as linear_regression_guide
 from pyrovi.guides import normal_mean as normal_mean_guide
-from pyrovi.models import gamma_poisson, linear_regression, normal_mean
+from pyrovi.guides import vae as vae_guide
+from pyrovi.models import gamma_poisson, gaussian_mixture, linear_regression, normal_mean, vae
 from pyrovi.result import Fit
 
 __all__ = ["Recipe", "recipe", "recipes"]
@@ -30,7 +32,10 @@ class Recipe:
         model: The Pyro model.
         guide: The handwritten guide.
         load: Its data; takes the options that its docstring says.
-        exact: From the data to the exact posterior; None where there is none.
+        exact: From the data to the exact posterior, or to None where these arguments have none; None where there is never one.
+        optimum: From the data to the largest ELBO, in nats, that the handwritten guide's family can reach, where that is
+            known and is not the log evidence.
+        reference: From the data to the plain ELBO of another method's answer, in nats, where there is such a method.
         settings: The document's, for `pyrovi.fit`.
     """
 
@@ -40,7 +45,9 @@ class Recipe:
     model: Model
     guide: Guide
     load: Callable[..., dict[str, Any]]
-    exact: Callable[..., ExactPosterior] | None = None
+    exact: Callable[..., ExactPosterior | None] | None = None
+    optimum: Callable[..., float] | None = None
+    reference: Callable[..., Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def fit(self, data: Mapping[str, Any] | None = None, guide: Any = None, **settings: Any) -> Fit:
@@ -88,6 +95,17 @@ _RECIPES = [
         settings={"steps": 5_000, "lr": 0.2, "particles": 128, "stop": None},
     ),
     Recipe(
+        name="gaussian_mixture",
+        title="a mixture of two Gaussians as a target",
+        document="D0",
+        model=gaussian_mixture.model,
+        guide=gaussian_mixture_guide.guide,
+        load=gaussian_mixture.load,
+        exact=gaussian_mixture.exact,
+        optimum=gaussian_mixture_guide.optimum,
+        settings={"steps": 1_000, "lr": 0.1, "particles": 1_000, "stop": None},
+    ),
+    Recipe(
         name="linear_regression",
         title="Bayesian linear regression",
         document="D4",
@@ -96,6 +114,25 @@ _RECIPES = [
         load=linear_regression.load,
         exact=linear_regression.exact,
         settings={"steps": 5_000, "lr": 0.02, "particles": 16, "stop": None},
+    ),
+    Recipe(
+        name="vae",
+        title="a variational autoencoder of images",
+        document="D0, D1",
+        model=vae.model,
+        guide=vae_guide.guide,
+        load=vae.load,
+        exact=vae.exact,
+        # 6,000 steps of 100 images are the document's ten epochs of MNIST.
+        settings={
+            "steps": 6_000,
+            "lr": 1e-3,
+            "batch_size": 100,
+            "batch_data": ("images",),
+            "objective": "mean_field",
+            "transform": vae.binarize,
+            "stop": None,
+        },
     ),
 ]
 

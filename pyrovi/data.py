@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrovi import idx
+from pyrovi.errors import SettingsError, nearest
 from pyrovi.tabular import Scaling, Table, table
 
 __all__ = [
     "Digits",
     "Images",
+    "Pixels",
     "Nile",
     "Regression",
     "Scaling",
@@ -24,6 +26,7 @@ __all__ = [
     "digits",
     "fashion_mnist",
     "mnist",
+    "pixels",
     "nile",
     "table",
     "vink",
@@ -51,6 +54,13 @@ class Nile(NamedTuple):
 
     years: NDArray[np.int64]
     volume: Array
+
+
+class Pixels(NamedTuple):
+    """`images`: `(n, d)`, a row an image, from 0 to 1. `labels`: `(n,)` classes from 0 to 9."""
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
 
 
 class Regression(NamedTuple):
@@ -168,6 +178,30 @@ def fashion_mnist(split: str = "train", folder: str | os.PathLike[str] | None = 
         | https://arxiv.org/abs/1708.07747
     """
     return Images(*idx.load("fashion_mnist", split, folder))
+
+
+def pixels(source: str = "digits", split: str = "train", folder: str | os.PathLike[str] | None = None) -> Pixels:
+    """Images as rows of pixels from 0 to 1, as networks take them.
+
+    Args:
+        source: `"digits"`, those of 8 x 8 pixels that come with pyrovi, `"mnist"` or `"fashion_mnist"`.
+        split: `"train"` or `"test"`; of the digits the first 1,500 and the last 297.
+        folder: As in `mnist`.
+    """
+    sources: dict[str, Any] = {"digits": _digits, "mnist": mnist, "fashion_mnist": fashion_mnist}
+    if source not in sources:
+        raise SettingsError(f"unknown source {source!r}; {nearest(source, sources)}")
+    images, labels = sources[source](split, folder)
+    scale = np.float32(16 if source == "digits" else 255)
+    return Pixels(images.reshape(len(images), -1) / scale, labels.astype(np.int64))
+
+
+def _digits(split: str, _: Any) -> Digits:
+    if split not in idx.FILES:
+        raise SettingsError(f"unknown split {split!r}; {nearest(split, idx.FILES)}")
+    images, labels = digits()
+    rows = slice(None, 1_500) if split == "train" else slice(1_500, None)
+    return Digits(images[rows], labels[rows])
 
 
 def _read(name: str) -> dict[str, Any]:
