@@ -7,15 +7,11 @@ import json
 import math
 import sys
 import traceback
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -23,8 +19,10 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import pyrovi
-from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError, nearest
+from pyrovi._target import OWN, pairs, program, read
+from pyrovi.errors import PyroviError, RunFolderError, SettingsError
 from pyrovi.guides.auto import GUIDES
+from pyrovi.objective import OBJECTIVES
 from pyrovi.optim import OPTIMIZERS, SCHEDULES
 from pyrovi.runs import REPORT, check_folder
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-OWN = "__model__"
-"""What the user's file is called as a module: like `__main__`, a name that no other module has."""
 WIDTH, ROWS = 80, 12
 """Of what is printed where there is no terminal to ask, and of a table."""
 COMPARED = ["mean", "mean_ref", "error", "sd", "sd_ref", "sd_ratio"]
@@ -107,6 +103,19 @@ def fit_target(
     target: Target,
     guide: Annotated[str | None, typer.Option(help=f"{', '.join(GUIDES)}, or a guide function of FILE.")] = None,
     data: Annotated[Path | None, typer.Option(help="The model's arguments: arrays of an .npz or columns of a .csv file.")] = None,
+    arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="An argument of the recipe's data, or of the model, as in latent=20; repeat it for more."
+        ),
+    ] = None,
+    guide_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What the named guide takes, as in components=3; repeat it for more."),
+    ] = None,
+    objective: Annotated[str | None, tuning(help=f"{', '.join(OBJECTIVES)}.")] = None,
+    kl_weight: Annotated[float | None, tuning(help="A weight on the KL part of the ELBO.")] = None,
+    kl_annealing: Annotated[int | None, tuning(help="Steps over which that weight rises from 0.")] = None,
     steps: Annotated[int | None, tuning(help="The largest number of steps.")] = None,
     epochs: Annotated[int | None, tuning(help="The same as passes over the data.")] = None,
     particles: Annotated[int | None, tuning(help="Draws a step for the gradient.")] = None,
@@ -131,12 +140,16 @@ def fit_target(
     Ctrl-C keeps the fit so far. Exit codes: 0 done, 2 a mistake in the arguments, data or model, 3 diverged, 130 interrupted.
     """
     given = {
-        "steps": steps, "epochs": epochs, "particles": particles, "lr": lr, "optimizer": optimizer, "schedule": schedule,
-        "batch_size": batch_size, "seed": seed, "dtype": dtype, "device": device,
+        "objective": objective, "kl_weight": kl_weight, "kl_annealing": kl_annealing, "steps": steps, "epochs": epochs,
+        "particles": particles, "lr": lr, "optimizer": optimizer, "schedule": schedule, "batch_size": batch_size,
+        "seed": seed, "dtype": dtype, "device": device,
     }  # fmt: skip
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if guide_option:
+        settings["guide_options"] = pairs("--guide-option", guide_option)
+    arguments = pairs("--arg", arg or [])
     with redirect_stdout(sys.stderr) if as_json else nullcontext():  # a model that prints must not spoil the document
-        name, run = _program(target, guide, _read(data) if data is not None else None)
+        name, run = program(target, guide, read(data) if data is not None else None, arguments)
         folder = _folder(name, out, overwrite)
         fit = run(**settings, progress=False if quiet else None)
         try:
@@ -224,58 +237,6 @@ def _place(error: BaseException | None) -> str | None:
     frames = traceback.walk_tb(error.__traceback__ if error else None)
     own = [f"{frame.f_code.co_filename}:{line}" for frame, line in frames if frame.f_globals.get("__name__") == OWN]
     return own[-1] if own else None
-
-
-def _program(target: str, guide: str | None, data: Mapping[str, Any] | None) -> tuple[str, Callable[..., pyrovi.Fit]]:
-    """A name for the run, and the function from settings to the fit."""
-    file, colon, name = target.rpartition(":")
-    if not colon and not target.endswith(".py"):
-        return target, functools.partial(pyrovi.recipe(target).fit, data, guide)
-    path = Path(file if colon else target)
-    if path.suffix != ".py" or not path.is_file():
-        raise ModelError(f"there is no Python file {str(path)!r}; give FILE.py:MODEL, or a recipe that `pyrovi list` names")
-    own = _import(path)
-    programs = [key for key, value in own.items() if callable(value) and getattr(value, "__module__", None) == OWN]
-    if not colon:
-        raise ModelError(f"say which model in {str(path)!r}, as in {path}:{programs[0] if programs else 'model'}")
-    if name not in own:
-        raise ModelError(f"{str(path)!r} has no model {name!r}; {nearest(name, programs)}")
-    if guide is not None and guide not in {*own, *GUIDES, "auto"}:
-        raise GuideError(f"{str(path)!r} has no guide {guide!r}, nor is that a known name; {nearest(guide, [*programs, *GUIDES])}")
-    chosen = own.get(guide, guide) if guide is not None else "auto"
-    return f"{path.stem}-{name}", functools.partial(pyrovi.fit, own[name], chosen, data)
-
-
-def _import(path: Path) -> dict[str, Any]:
-    """What a Python file defines; it can import the files beside it, as when Python runs it."""
-    module = ModuleType(OWN)
-    module.__file__ = str(path)
-    sys.modules[OWN] = module  # dataclasses look their module up
-    sys.path.insert(0, str(path.absolute().parent))
-    exec(compile(path.read_bytes(), path, "exec"), vars(module))
-    return vars(module)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Data by argument name from an .npz or .csv file; code is never run from it."""
-    if path.suffix not in (".npz", ".csv"):
-        raise DataError(f"data file {str(path)!r} is neither .npz nor .csv; write arrays with numpy.savez, or columns as .csv")
-    if not path.is_file():
-        raise DataError(f"there is no data file {str(path)!r}")
-    cure = "its first line names the model's arguments, the others hold numbers"
-    try:
-        if path.suffix == ".csv":
-            import pandas as pd
-
-            return {str(name): column.to_numpy() for name, column in pd.read_csv(path, skipinitialspace=True).items()}
-        cure = "write it with numpy.savez from arrays of numbers; pickled objects are not read"
-        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle and say how to run that
-            raise ValueError("it is not an archive")
-        with np.load(path, allow_pickle=False) as arrays:
-            # A scalar is a plain setting of the model, which may branch on it.
-            return {name: value if value.ndim else value.item() for name, value in arrays.items()}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"data file {str(path)!r} cannot be read ({error}); {cure}") from error
 
 
 def _folder(name: str, out: Path | None, overwrite: bool) -> Path:

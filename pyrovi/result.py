@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["Estimate", "Fit", "Status"]
 
 
+AFFORDABLE_SCALARS = 200_000_000
+"""Scalars of all sites times draws that are drawn unasked."""
+
+
 class Status(StrEnum):
     """How a fit ended."""
 
@@ -137,8 +141,9 @@ class Fit:
         with self.loaded(n, seed) as problem:
             return prior(problem, n)
 
-    def estimate_elbo(self, n: int = 10_000, *, seed: int | None = None) -> Estimate:
-        """The ELBO of the fitted guide on all data, in nats, from `n` fresh draws."""
+    def estimate_elbo(self, n: int | None = None, *, seed: int | None = None) -> Estimate:
+        """The ELBO of the fitted guide on all data, in nats, from `n` fresh draws; 10,000 when None, fewer of a large model."""
+        n = n or self._affordable(10_000)
         values = self.draws(n, seed=seed).elbo
         return Estimate(values.mean().item(), values.std().item() / math.sqrt(n))
 
@@ -188,7 +193,7 @@ class Fit:
 
     def to_arviz(
         self,
-        draws: int = 1_000,
+        draws: int | None = None,
         *,
         seed: int | None = None,
         dims: Mapping[str, list[str]] | None = None,
@@ -201,7 +206,7 @@ class Fit:
         and `log_q`), posterior_predictive, prior, prior_predictive, observed_data, constant_data and optimization.
 
         Args:
-            draws: The number of draws, written as one chain.
+            draws: The number of draws, written as one chain; 1,000 when None, fewer of a large model.
             seed: The fit's own seed when None.
             dims: Variable name to the names of its axes; plates name theirs where this does not.
             coords: Axis name to its labels.
@@ -212,15 +217,15 @@ class Fit:
 
         if self.problem is None and self.stored is not None:
             return self.stored
-        return to_arviz(self, draws, seed=seed, dims=dims, coords=coords, pointwise=pointwise)
+        return to_arviz(self, draws or self._affordable(1_000), seed=seed, dims=dims, coords=coords, pointwise=pointwise)
 
-    def summary(self, draws: int = 1_000, *, seed: int | None = None, **options: Any) -> pd.DataFrame:
+    def summary(self, draws: int | None = None, *, seed: int | None = None, **options: Any) -> pd.DataFrame:
         """`az.summary` of the posterior: mean, sd and interval, and the Monte Carlo error of the mean.
 
         R-hat and ESS are left out: those of independent draws say nothing of how good the approximation is.
 
         Args:
-            draws: The number of draws.
+            draws: The number of draws; 1,000 when None, fewer of a large model.
             seed: The fit's own seed when None.
             options: For `az.summary`, as in `var_names` or `round_to`.
         """
@@ -228,10 +233,11 @@ class Fit:
 
         return summary(self.to_arviz(draws, seed=seed), point_estimate=self.point_estimate, **options)
 
-    def save(self, folder: Path, *, overwrite: bool = False, draws: int = 1_000) -> None:
+    def save(self, folder: Path, *, overwrite: bool = False, draws: int | None = None) -> None:
         """Write a run folder: `fit.json`, `parameters.safetensors`, `data.safetensors` and `posterior.nc`.
 
-        It is written beside its final place and moved there whole, so that a failure leaves nothing half-written.
+        It is written beside its final place and moved there whole, so that a failure leaves nothing half-written. `draws` is as
+        for `to_arviz`.
 
         Raises:
             RunFolderError: The folder exists and `overwrite` is False, or cannot be written.
@@ -239,6 +245,13 @@ class Fit:
         from pyrovi.runs import save
 
         save(self, folder, overwrite=overwrite, draws=draws)
+
+    def _affordable(self, most: int) -> int:
+        """As many draws as take some seconds, 20 at least: one of a large model costs what a thousand of a small one do."""
+        if self.problem is None:
+            return most
+        scalars = sum(site.shape.numel() for site in self.problem.structure.sites.values())
+        return min(most, max(20, AFFORDABLE_SCALARS // max(1, scalars)))
 
     @contextmanager
     def loaded(self, n: int = 1, seed: int | None = None) -> Iterator[Problem]:

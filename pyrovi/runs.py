@@ -71,7 +71,7 @@ def _whole(path: FilePath) -> Iterator[FilePath]:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int = 1_000) -> None:
+def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int | None = None) -> None:
     """Write a run folder; see `Fit.save`."""
     from safetensors.torch import save_file
 

@@ -396,3 +396,27 @@ def test_the_module_runs_as_a_program_of_its_own():
 
 def test_the_version_is_the_packages():
     assert run("--version").stdout == f"pyrovi {pyrovi.__version__}\n"
+
+
+def test_arguments_go_to_the_recipes_loader_and_to_the_model():
+    data = pyrovi.load(document("fit", "normal_mean", "--arg", "n=7", "--arg", "prior_sd=2.0", *FAST)["run"]).problem.data
+    assert data["x"].shape == (7,)
+    assert data["prior_sd"] == 2.0
+
+
+def test_arguments_go_to_a_models_of_ones_own():
+    run("fit", "coin.py:model", "--data", "flips.csv", "--arg", "a=3.5", *FAST, "--out", "own")
+    assert json.loads(Path("own/fit.json").read_text())["data"] == {"a": 3.5}
+
+
+def test_arguments_that_nobody_takes_or_that_are_not_pairs():
+    assert "no data named 'nn'" in complaint("fit", "normal_mean", "--arg", "nn=10", *FAST)
+    assert "--arg wants NAME=VALUE" in complaint("fit", "normal_mean", "--arg", "n", *FAST)
+    assert "takes no option 'rank'" in complaint("fit", "normal_mean", "--guide", "normal", "--guide-option", "rank=2", *FAST)
+
+
+def test_objective_and_guide_options():
+    more = ("--objective", "mean_field", "--kl-weight", "0.5", "--kl-annealing", "10")
+    settings = document("fit", "normal_mean", "--guide", "mixture", "--guide-option", "components=3", *more, *FAST)["settings"]
+    assert settings["guide_options"] == {"components": 3}
+    assert (settings["objective"], settings["kl_weight"], settings["kl_annealing"]) == ("mean_field", 0.5, 10)

@@ -1,0 +1,104 @@
+"""What the command is pointed at: a recipe or a model in a file, its data and its arguments."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import pyrovi
+from pyrovi.errors import DataError, GuideError, ModelError, SettingsError, nearest
+from pyrovi.guides.auto import GUIDES
+
+__all__ = ["OWN", "pairs", "program", "read"]
+
+OWN = "__model__"
+"""What the user's file is called as a module: like `__main__`, a name that no other module has."""
+
+
+def pairs(option: str, given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, the values as Python writes them: numbers, None, True, 200,200 for a tuple; anything else is text."""
+    pairs: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            raise SettingsError(f"{option} wants NAME=VALUE, as in {option} latent=20; got {text!r}")
+        try:
+            pairs[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            pairs[name] = value
+    return pairs
+
+
+def _recipe_data(recipe: pyrovi.Recipe, data: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The recipe's own data or the user's, with arguments for the loader or the model; None for the recipe as it is."""
+    if data is not None:
+        return {**data, **arguments}
+    loader = inspect.signature(recipe.load).parameters
+    options = {name: value for name, value in arguments.items() if name in loader}
+    rest = {name: value for name, value in arguments.items() if name not in loader}
+    return {**recipe.load(**options), **rest} if arguments else None
+
+
+def program(
+    target: str, guide: str | None, data: Mapping[str, Any] | None, arguments: Mapping[str, Any]
+) -> tuple[str, Callable[..., pyrovi.Fit]]:
+    """A name for the run, and the function from settings to the fit."""
+    file, colon, name = target.rpartition(":")
+    if not colon and not target.endswith(".py"):
+        recipe = pyrovi.recipe(target)
+        return target, functools.partial(recipe.fit, _recipe_data(recipe, data, arguments), guide)
+    path = Path(file if colon else target)
+    if path.suffix != ".py" or not path.is_file():
+        raise ModelError(f"there is no Python file {str(path)!r}; give FILE.py:MODEL, or a recipe that `pyrovi list` names")
+    own = _import(path)
+    programs = [key for key, value in own.items() if callable(value) and getattr(value, "__module__", None) == OWN]
+    if not colon:
+        raise ModelError(f"say which model in {str(path)!r}, as in {path}:{programs[0] if programs else 'model'}")
+    if name not in own:
+        raise ModelError(f"{str(path)!r} has no model {name!r}; {nearest(name, programs)}")
+    if guide is not None and guide not in {*own, *GUIDES, "auto"}:
+        raise GuideError(f"{str(path)!r} has no guide {guide!r}, nor is that a known name; {nearest(guide, [*programs, *GUIDES])}")
+    chosen = own.get(guide, guide) if guide is not None else "auto"
+    return f"{path.stem}-{name}", functools.partial(pyrovi.fit, own[name], chosen, {**(data or {}), **arguments} or None)
+
+
+def _import(path: Path) -> dict[str, Any]:
+    """What a Python file defines; it can import the files beside it, as when Python runs it."""
+    module = ModuleType(OWN)
+    module.__file__ = str(path)
+    sys.modules[OWN] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.absolute().parent))
+    exec(compile(path.read_bytes(), path, "exec"), vars(module))
+    return vars(module)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Data by argument name from an .npz or .csv file; code is never run from it."""
+    if path.suffix not in (".npz", ".csv"):
+        raise DataError(f"data file {str(path)!r} is neither .npz nor .csv; write arrays with numpy.savez, or columns as .csv")
+    if not path.is_file():
+        raise DataError(f"there is no data file {str(path)!r}")
+    cure = "its first line names the model's arguments, the others hold numbers"
+    try:
+        if path.suffix == ".csv":
+            import pandas as pd
+
+            return {str(name): column.to_numpy() for name, column in pd.read_csv(path, skipinitialspace=True).items()}
+        cure = "write it with numpy.savez from arrays of numbers; pickled objects are not read"
+        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle and say how to run that
+            raise ValueError("it is not an archive")
+        with np.load(path, allow_pickle=False) as arrays:
+            # A scalar is a plain setting of the model, which may branch on it.
+            return {name: value if value.ndim else value.item() for name, value in arrays.items()}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"data file {str(path)!r} cannot be read ({error}); {cure}") from error
