@@ -10,12 +10,13 @@ from pyrovi._fit import fit
 from pyrovi._typing import Guide, Model
 from pyrovi.errors import SettingsError, nearest
 from pyrovi.exact import ExactPosterior
+from pyrovi.guides import conditional_vae as conditional_vae_guide
 from pyrovi.guides import gamma_poisson as gamma_poisson_guide
 from pyrovi.guides import gaussian_mixture as gaussian_mixture_guide
 from pyrovi.guides import linear_regression as linear_regression_guide
 from pyrovi.guides import normal_mean as normal_mean_guide
 from pyrovi.guides import vae as vae_guide
-from pyrovi.models import gamma_poisson, gaussian_mixture, linear_regression, normal_mean, vae
+from pyrovi.models import conditional_vae, gamma_poisson, gaussian_mixture, linear_regression, normal_mean, vae
 from pyrovi.result import Fit
 
 __all__ = ["Recipe", "recipe", "recipes"]
@@ -129,6 +130,24 @@ _RECIPES = [
             "lr": 1e-3,
             "batch_size": 100,
             "batch_data": ("images",),
+            "objective": "mean_field",
+            "transform": vae.binarize,
+            "stop": None,
+        },
+    ),
+    Recipe(
+        name="conditional_vae",
+        title="a variational autoencoder of images of a given class",
+        document="D0",
+        model=conditional_vae.model,
+        guide=conditional_vae_guide.guide,
+        load=conditional_vae.load,
+        exact=conditional_vae.exact,
+        settings={
+            "steps": 6_000,
+            "lr": 1e-3,
+            "batch_size": 100,
+            "batch_data": ("images", "labels"),
             "objective": "mean_field",
             "transform": vae.binarize,
             "stop": None,
