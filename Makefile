@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test test-all lint types wheel wheel-file bench clean
+.PHONY: setup demo test test-all lint types wheel wheel-file recipes bench clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,9 @@ wheel: setup
 
 wheel-file: setup
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+recipes: setup
+	$(BIN)/python benchmarks/recipes.py
 
 bench: setup
 	$(BIN)/python benchmarks/eager.py
