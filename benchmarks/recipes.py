@@ -38,8 +38,8 @@ def row(recipe: pyrovi.Recipe) -> list[str]:
 
 
 def _best(recipe: pyrovi.Recipe, data: dict[str, Any], exact: pyrovi.ExactPosterior | None) -> tuple[float | None, str]:
-    if recipe.optimum is not None:
-        return recipe.optimum(**data), "the guide family's optimum"
+    if recipe.optimum is not None and (best := recipe.optimum(**data)) is not None:
+        return best, "the guide family's optimum"
     if exact is not None:
         return exact.log_evidence, "log evidence"
     if recipe.reference is not None:

@@ -34,8 +34,8 @@ class Recipe:
         guide: The handwritten guide.
         load: Its data; takes the options that its docstring says.
         exact: From the data to the exact posterior, or to None where these arguments have none; None where there is never one.
-        optimum: From the data to the largest ELBO, in nats, that the handwritten guide's family can reach, where that is
-            known and is not the log evidence.
+        optimum: From the data to the largest ELBO, in nats, that the handwritten guide's family can reach, where that is not the
+            log evidence and is known; None where it is not.
         reference: From the data to the plain ELBO of another method's answer, in nats, where there is such a method.
         settings: The document's, for `pyrovi.fit`.
     """
@@ -47,7 +47,7 @@ class Recipe:
     guide: Guide
     load: Callable[..., dict[str, Any]]
     exact: Callable[..., ExactPosterior | None] | None = None
-    optimum: Callable[..., float] | None = None
+    optimum: Callable[..., float | None] | None = None
     reference: Callable[..., Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -114,6 +114,7 @@ _RECIPES = [
         guide=linear_regression_guide.guide,
         load=linear_regression.load,
         exact=linear_regression.exact,
+        optimum=linear_regression.mean_field_optimum,
         settings={"steps": 5_000, "lr": 0.02, "particles": 16, "stop": None},
     ),
     Recipe(
