@@ -180,7 +180,9 @@ def _check_same_density(model: Model, data: Mapping[str, Any], batch: Trace, pla
 
     Such a model reads the data outside the plate (a mean of them, a factor over them), and its batches do not add up to the whole.
     """
-    with pyro.get_param_store().scope(), pyro.validation_enabled(False), torch.no_grad():
+    store = pyro.get_param_store()
+    # The batch's parameters: a network that starts at random must be the same one in both.
+    with store.scope(store.get_state()), pyro.validation_enabled(False), torch.no_grad():
         whole, again = (run(model, data, ModelError) for _ in range(2))
     for name, node in batch.nodes.items():
         if node["type"] != "sample" or site_is_subsample(node) or name not in whole.nodes:

@@ -267,3 +267,15 @@ def one_pass(problem):
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**data)
         total += weight * (model_trace.log_prob_sum() - guide_trace.log_prob_sum()).item()
     return total
+
+
+def test_a_network_that_starts_at_random_batches():
+    """Whole and batch are compared under the same parameters, however the model starts them."""
+
+    def model(x, y):
+        slope = pyro.param("slope", lambda: torch.randn(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    fit = pyrovi.fit(model, lambda: None, {"x": X, "y": 2 * X}, batch_size=B, steps=400, lr=0.05, progress=False)
+    assert fit.parameters["slope"].item() == pytest.approx(2.0, abs=0.1)
