@@ -3,11 +3,15 @@
 import inspect
 
 import numpy as np
+import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 import pyrovi
 from pyrovi import _arviz
+from pyrovi._isolation import isolated
+from pyrovi.preflight import prepare
 
 RECIPES = list(pyrovi.recipes)
 
@@ -97,3 +101,61 @@ def test_an_automatic_guide_fits_it_too(name):
     settings = {"particles": 1, "objective": "trace_elbo", "steps": 5, "progress": False}
     fit = recipe.fit(guide="normal", **settings)
     assert np.isfinite(fit.elbo).all()
+
+
+def rows(data, n, *names):
+    return {name: value[:n] if name in names else value for name, value in data.items()}
+
+
+def batched_recipes():
+    """The recipes whose data can be taken in batches, on few of their rows, so that the last batch is smaller."""
+    names = {
+        "normal_mean": ("x",),
+        "gamma_poisson": ("x",),
+        "linear_regression": ("X", "y"),
+        "latent_outcome": ("x", "y"),
+        "neural_regression": ("x", "y"),
+        "neural_classification": ("images", "labels", "x", "y"),
+        "heteroscedastic_regression": ("x", "y"),
+        "bayesian_neural_network": ("x", "y"),
+        "bayesian_classifier": ("images", "labels"),
+        "vae": ("images",),
+        "conditional_vae": ("images", "labels"),
+        "poisson_factorization": ("x",),
+    }
+    return {name: names[name] for name in RECIPES if name not in ("gaussian_mixture", "local_level")}
+
+
+@pytest.mark.parametrize("name", list(batched_recipes()))
+def test_a_pass_over_batches_has_the_full_batchs_expected_elbo(name):
+    """Each batch's estimate, weighted by its share of the rows, adds up to the estimate on all of them; 23 rows in batches of 5."""
+    recipe = pyrovi.recipe(name)
+    data = rows(recipe.load(), 23, *batched_recipes()[name])
+    if "transform" in recipe.settings:
+        torch.manual_seed(0)
+        data = {n: torch.as_tensor(v).float() if n == "images" else v for n, v in data.items()}
+        data = recipe.settings["transform"](data)  # once: the same view for both
+    repeats, means, errors = 400, [], []
+    for size in (None, 5):
+        with isolated(0, torch.float64):
+            problem = prepare(recipe.model, recipe.guide, data, dtype=torch.float64, device=torch.device("cpu"), batch_size=size)
+            pyro.set_rng_seed(1)
+            if size is None:
+                start = problem.parameters.values()
+            problem.parameters.assign(start)  # the same network in both
+            elbo, out = Trace_ELBO(), []
+            batched = problem.batched()
+            for _ in range(repeats):
+                if batched is None:
+                    out.append(-elbo.loss(problem.model, problem.guide, **problem.data))
+                    continue
+                total = 0.0
+                for block in problem.batches.blocks(problem.device):
+                    batched.take(block)
+                    total -= elbo.loss(batched.model, batched.guide) * len(block) / 23
+                out.append(total)
+        values = np.array(out)
+        means.append(values.mean())
+        errors.append(values.std(ddof=1) / np.sqrt(repeats))
+    assert abs(means[0] - means[1]) < 4 * np.hypot(*errors) + 1e-6 * abs(means[0])
+    assert np.hypot(*errors) < 0.05 * abs(means[0])  # else the comparison says nothing
