@@ -75,7 +75,7 @@ def test_one_pass_has_the_elbo_of_the_full_batch():
         make = functools.partial(
             prepare, conditional_vae.model, encoder.guide, given, dtype=torch.float32, device=torch.device("cpu")
         )
-        batched, whole = make(batch_size=B, batch_data=("images", "labels")).batched(), make()
+        batched, whole = make(batch_size=B).batched(), make()
         for program in ("model", "guide"):
             total = 0.0
             for i in range(-(-N // B)):

@@ -124,7 +124,7 @@ def test_one_pass_has_the_elbo_of_the_full_batch(likelihood):
         given["images"] = given["images"].round()
     with isolated(0, torch.float32, validate=True):
         make = functools.partial(prepare, vae.model, encoder.guide, given, dtype=torch.float32, device=torch.device("cpu"))
-        batched, whole = make(batch_size=B, batch_data=("images",)).batched(), make()
+        batched, whole = make(batch_size=B).batched(), make()
         for program in ("model", "guide"):
             total = 0.0
             for i in range(-(-N // B)):
@@ -137,7 +137,7 @@ def test_one_pass_has_the_elbo_of_the_full_batch(likelihood):
 @pytest.mark.parametrize("objective", ["trace_elbo", "mean_field"])
 def test_batches_and_particles_run_together(objective):
     fit = pyrovi.fit(
-        vae.model, encoder.guide, SMALL, steps=5, particles=3, batch_size=B, batch_data=("images",), objective=objective,
+        vae.model, encoder.guide, SMALL, steps=5, particles=3, batch_size=B, objective=objective,
         transform=vae.binarize,
     )  # fmt: skip
     assert fit.settings["vectorized"]
