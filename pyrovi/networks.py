@@ -50,7 +50,9 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return ACTIVATIONS[name]
 
 
-def perceptron(x: torch.Tensor, name: str, widths: Sequence[int], *, nonlinearity: str = "relu") -> torch.Tensor:
+def perceptron(
+    x: torch.Tensor, name: str, widths: Sequence[int], *, nonlinearity: str = "relu", prior_scale: float | None = None
+) -> torch.Tensor:
     """A multilayer perceptron with Pyro parameters `{name}.{i}.weight` and `{name}.{i}.bias`.
 
     Args:
@@ -58,6 +60,8 @@ def perceptron(x: torch.Tensor, name: str, widths: Sequence[int], *, nonlinearit
         name: What its parameters are called.
         widths: The width of every layer after the input, the last of them the output's; `(k,)` is a linear map to k outputs.
         nonlinearity: Between layers; none follows the last.
+        prior_scale: Adds the log density of weights and biases under Normal(0, prior_scale) as the factor `{name}.prior`, for a
+            model (outside its plates): the parameters found are then the posterior mode. None for maximum likelihood.
 
     Returns:
         Outputs, shape `(…, widths[-1])`.
@@ -65,14 +69,20 @@ def perceptron(x: torch.Tensor, name: str, widths: Sequence[int], *, nonlinearit
     Weights and biases start uniform on ±1/√fan_in, as those of `torch.nn.Linear` do.
     """
     act = activation(nonlinearity)
+    log_prior = x.new_zeros(())
     for i, width in enumerate(widths):
         fan_in = x.shape[-1]
         bound = 1 / math.sqrt(fan_in)
         weight = pyro.param(f"{name}.{i}.weight", lambda: torch.empty(fan_in, width).uniform_(-bound, bound))  # noqa: B023
         bias = pyro.param(f"{name}.{i}.bias", lambda: torch.empty(width).uniform_(-bound, bound))  # noqa: B023
+        if prior_scale is not None:
+            prior = dist.Normal(0.0, prior_scale)
+            log_prior = log_prior + prior.log_prob(weight).sum() + prior.log_prob(bias).sum()
         x = affine(x, weight, bias)
         if i < len(widths) - 1:
             x = act(x)
+    if prior_scale is not None:
+        pyro.factor(f"{name}.prior", log_prior)
     return x
 
 
