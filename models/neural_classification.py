@@ -23,10 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyrovi import data
 from pyrovi.errors import DataError, SettingsError, nearest
+from pyrovi.models.neural_regression import outcome
 from pyrovi.networks import perceptron
 from pyrovi.result import Fit
 
-__all__ = ["LIKELIHOODS", "accuracy", "load", "model", "one_hot"]
+__all__ = ["LIKELIHOODS", "accuracy", "classify", "load", "model", "one_hot"]
 
 LIKELIHOODS = ("categorical", "gaussian")
 
@@ -53,8 +54,7 @@ def model(
     """
     out = perceptron(images.flatten(1), "net", (*widths, classes), nonlinearity=nonlinearity)
     with pyro.plate("image", len(images)):
-        output = pyro.deterministic("output", out, event_dim=1)
-        pyro.sample("label", _labelled(output, likelihood, noise, labels), obs=labels)
+        pyro.sample("label", _labelled(out, likelihood, noise, labels), obs=labels)
 
 
 def _labelled(output: torch.Tensor, likelihood: str, noise: float, labels: torch.Tensor | None) -> dist.TorchDistribution:
@@ -70,11 +70,18 @@ def _labelled(output: torch.Tensor, likelihood: str, noise: float, labels: torch
     raise SettingsError(f"unknown likelihood {likelihood!r}; {nearest(likelihood, LIKELIHOODS)}")
 
 
-def load(likelihood: str = "categorical", train: bool = True) -> dict[str, Any]:
-    """The 1,797 digits of 8 x 8 pixels, scaled to [0, 1]: the first 1,437 to train on, or the last 360 to test on."""
-    digits = data.digits()
-    part = slice(0, 1_437) if train else slice(1_437, None)
-    images, labels = digits.images[part].reshape(-1, 64) / 16.0, digits.labels[part].astype(np.int64)
+def load(
+    likelihood: str = "categorical", source: str = "digits", split: str = "train", folder: str | None = None
+) -> dict[str, Any]:
+    """Images in [0, 1] and their labels, one-hot for `likelihood="gaussian"`.
+
+    Args:
+        likelihood: The model's.
+        source: `"digits"`, `"mnist"` or `"fashion_mnist"`.
+        split: `"train"` or `"test"`.
+        folder: Of the IDX files; see `pyrovi.data.mnist`.
+    """
+    images, labels = data.pixels(source, split, folder)
     if likelihood == "categorical":
         return {"images": images, "labels": labels}
     return {"images": images, "labels": one_hot(labels), "likelihood": likelihood}
@@ -90,7 +97,14 @@ def one_hot(labels: ArrayLike, classes: int = 10) -> NDArray[np.float64]:
     return np.eye(classes)[np.asarray(labels, dtype=int)]
 
 
+def classify(fit: Fit, images: ArrayLike) -> NDArray[np.int64]:
+    """The class whose output is largest, shape `(n,)`, for new images and either likelihood."""
+    label = outcome(fit, "label", images=images, labels=None)
+    output = label.logits if isinstance(label, dist.Categorical) else label.mean
+    classes: NDArray[np.int64] = output.argmax(-1).cpu().numpy()
+    return classes
+
+
 def accuracy(fit: Fit, images: ArrayLike, labels: ArrayLike) -> float:
-    """The share of images whose largest output is at their label (classes, shape `(n,)`), of either likelihood."""
-    output = fit.predictive(1, data={"images": images})["output"][0]
-    return float(np.mean(output.argmax(-1).cpu().numpy() == np.asarray(labels)))
+    """The share of images put into their class; `labels` are classes, shape `(n,)`, for either likelihood."""
+    return float(np.mean(classify(fit, images) == np.asarray(labels)))

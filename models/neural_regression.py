@@ -14,14 +14,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from numpy.typing import ArrayLike, NDArray
+from pyro import poutine
 
 from pyrovi import data
+from pyrovi.inputs import to_tensors
 from pyrovi.networks import perceptron
+from pyrovi.result import Fit
 
-__all__ = ["load", "model"]
+__all__ = ["load", "mean", "model", "outcome"]
 
 
 def model(
@@ -43,11 +48,29 @@ def model(
     x = x if x.dim() > 1 else x[:, None]
     out = perceptron(x, "net", (*widths, 1), nonlinearity=nonlinearity)
     with pyro.plate("data", len(x)):
-        mean = pyro.deterministic("mean", out.squeeze(-1))
-        pyro.sample("y", dist.Normal(mean, noise), obs=y)
+        pyro.sample("y", dist.Normal(out.squeeze(-1), noise), obs=y)
 
 
 def load() -> dict[str, Any]:
     """The document's 150 points (`pyrovi.data.vink`): x from −20 to 60, y standardised."""
     points = data.vink()
     return {"x": points.x, "y": points.y}
+
+
+def mean(fit: Fit, x: ArrayLike) -> NDArray[np.float64]:
+    """The fitted f at `x`, shape `(n,)`: the maximum-likelihood line."""
+    line: NDArray[np.float64] = outcome(fit, "y", x=x, y=None).mean.double().cpu().numpy()
+    return line
+
+
+def outcome(fit: Fit, site: str, **new: Any) -> Any:
+    """The distribution of an observed site at new data, of a fit that has parameters only: nothing has to be drawn.
+
+    Args:
+        fit: Of any model without latent sites, or whose observed site does not depend on them.
+        site: The site's name.
+        new: Arguments of the model over those of the fit; outcomes as None.
+    """
+    with fit.loaded() as problem, torch.no_grad():
+        tensors = to_tensors(new, problem.dtype, problem.device)
+        return poutine.trace(problem.model).get_trace(**{**problem.data, **tensors}).nodes[site]["fn"]

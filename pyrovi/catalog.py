@@ -10,13 +10,36 @@ from pyrovi._fit import fit
 from pyrovi._typing import Guide, Model
 from pyrovi.errors import SettingsError, nearest
 from pyrovi.exact import ExactPosterior
+from pyrovi.guides import bayesian_classifier as bayesian_classifier_guide
+from pyrovi.guides import bayesian_neural_network as bayesian_neural_network_guide
 from pyrovi.guides import conditional_vae as conditional_vae_guide
 from pyrovi.guides import gamma_poisson as gamma_poisson_guide
 from pyrovi.guides import gaussian_mixture as gaussian_mixture_guide
+from pyrovi.guides import heteroscedastic_regression as heteroscedastic_regression_guide
+from pyrovi.guides import latent_outcome as latent_outcome_guide
 from pyrovi.guides import linear_regression as linear_regression_guide
+from pyrovi.guides import local_level as local_level_guide
+from pyrovi.guides import neural_classification as neural_classification_guide
+from pyrovi.guides import neural_regression as neural_regression_guide
 from pyrovi.guides import normal_mean as normal_mean_guide
+from pyrovi.guides import poisson_factorization as poisson_factorization_guide
 from pyrovi.guides import vae as vae_guide
-from pyrovi.models import conditional_vae, gamma_poisson, gaussian_mixture, linear_regression, normal_mean, vae
+from pyrovi.models import (
+    bayesian_classifier,
+    bayesian_neural_network,
+    conditional_vae,
+    gamma_poisson,
+    gaussian_mixture,
+    heteroscedastic_regression,
+    latent_outcome,
+    linear_regression,
+    local_level,
+    neural_classification,
+    neural_regression,
+    normal_mean,
+    poisson_factorization,
+    vae,
+)
 from pyrovi.result import Fit
 
 __all__ = ["Recipe", "recipe", "recipes"]
@@ -118,6 +141,33 @@ _RECIPES = [
         settings={"steps": 5_000, "lr": 0.02, "particles": 16, "stop": None},
     ),
     Recipe(
+        name="latent_outcome",
+        title="a latent value for every outcome",
+        document="D4",
+        model=latent_outcome.model,
+        guide=latent_outcome_guide.guide,
+        load=latent_outcome.load,
+        exact=latent_outcome.exact,
+        settings={"steps": 1_500, "lr": 0.005, "particles": 16, "objective": "mean_field", "stop": None},
+    ),
+    Recipe(
+        name="local_level",
+        title="a drifting level seen through noise, and its forecast",
+        document="D0",
+        model=local_level.model,
+        guide=local_level_guide.guide,
+        load=local_level.load,
+        exact=local_level.exact,
+        settings={
+            "steps": 1_000,
+            "lr": 0.1,
+            "schedule": "cosine",
+            "particles": 256,
+            "objective": "mean_field",
+            "stop": None,
+        },
+    ),
+    Recipe(
         name="vae",
         title="a variational autoencoder of images",
         document="D0, D1",
@@ -130,7 +180,6 @@ _RECIPES = [
             "steps": 6_000,
             "lr": 1e-3,
             "batch_size": 100,
-            "batch_data": ("images",),
             "objective": "mean_field",
             "transform": vae.binarize,
             "stop": None,
@@ -148,11 +197,66 @@ _RECIPES = [
             "steps": 6_000,
             "lr": 1e-3,
             "batch_size": 100,
-            "batch_data": ("images", "labels"),
             "objective": "mean_field",
             "transform": vae.binarize,
             "stop": None,
         },
+    ),
+    Recipe(
+        name="bayesian_classifier",
+        title="Bayesian softmax regression on images",
+        document="D1",
+        model=bayesian_classifier.model,
+        guide=bayesian_classifier_guide.guide,
+        load=bayesian_classifier.load,
+        settings={"steps": 3_000, "lr": 0.01, "batch_size": 100, "stop": None},
+    ),
+    Recipe(
+        name="poisson_factorization",
+        title="counts as a product of Gamma factors",
+        document="D2",
+        model=poisson_factorization.model,
+        guide=poisson_factorization_guide.guide,
+        load=poisson_factorization.load,
+        settings={"steps": 4_000, "lr": 0.2, "schedule": "cosine", "particles": 1, "stop": None},
+    ),
+    Recipe(
+        name="neural_regression",
+        title="least squares with a neural network",
+        document="D4",
+        model=neural_regression.model,
+        guide=neural_regression_guide.guide,
+        load=neural_regression.load,
+        settings={"steps": 200, "lr": 0.01, "stop": None},
+    ),
+    Recipe(
+        name="neural_classification",
+        title="a neural network that classifies images",
+        document="D1",
+        model=neural_classification.model,
+        guide=neural_classification_guide.guide,
+        load=neural_classification.load,
+        # Adam's default rate as in the document, which does not say how long nor in what batches.
+        settings={"steps": 1_500, "lr": 1e-3, "batch_size": 100, "stop": None},
+    ),
+    Recipe(
+        name="heteroscedastic_regression",
+        title="networks for the mean and the noise",
+        document="D4",
+        model=heteroscedastic_regression.model,
+        guide=heteroscedastic_regression_guide.guide,
+        load=heteroscedastic_regression.load,
+        settings={"steps": 1_500, "lr": 0.005, "stop": None},
+    ),
+    Recipe(
+        name="bayesian_neural_network",
+        title="Bayes by Backprop for regression",
+        document="D0, D4",
+        model=bayesian_neural_network.model,
+        guide=bayesian_neural_network_guide.guide,
+        load=bayesian_neural_network.load,
+        exact=bayesian_neural_network.exact,
+        settings={"steps": 1_000, "lr": 0.01, "stop": None},
     ),
 ]
 
