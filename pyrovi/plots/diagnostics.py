@@ -1,32 +1,26 @@
-"""Figures of a fit, as matplotlib `Figure`s.
-
-They are made without pyplot, so that no figure stays open and no setting changes. Save one with `.savefig(path)`; a notebook shows
-one as the last line of a cell, after `%matplotlib inline`.
-"""
+"""Figures of what a fit is worth: its trace, and q beside the exact posterior."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from pyrovi.errors import PyroviError, SettingsError, nearest
 from pyrovi.exact import ExactPosterior
+from pyrovi.plots.style import FITTED, REFERENCE, bare, histogram, legend, shortened
 from pyrovi.result import Fit
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FITTED", "REFERENCE", "elbo", "images", "posterior"]
+__all__ = ["POINTS", "TAIL", "elbo", "elements", "label", "posterior", "spread_of"]
 
-FITTED, REFERENCE = "#3f74b5", "#d1570f"
-"""The colours of q and of the exact posterior, apart for colour-blind readers; the report puts its own shades in their place."""
-
-POINTS, BINS, GRID = 800, 40, 300
-"""Steps drawn of a trace, bars of a histogram, points of a density curve: as many as a panel can show."""
+POINTS, GRID = 800, 300
+"""Steps drawn of a trace, points of a density curve: as many as a panel can show."""
 
 TAIL = 0.004
 """What a panel leaves out at either end; heavy tails would squeeze the rest."""
@@ -72,9 +66,9 @@ def elbo(fit: Fit, exact: ExactPosterior | None = None) -> Figure:
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("step")
         axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-4, 7))
-        _bare(axes)
+        bare(axes)
     figure.axes[0].set_ylabel("ELBO (nats)")
-    figure.legend(*_legend(figure.axes[:1]), loc="outside upper left", ncols=3, markerscale=2, frameon=False)
+    figure.legend(*legend(figure.axes[:1]), loc="outside upper left", ncols=3, markerscale=2, frameon=False)
     return figure
 
 
@@ -91,97 +85,88 @@ def posterior(
     Args:
         fit: The fit.
         exact: Its marginals are drawn as curves, for the variables that it has.
-        var_names: The variables to show; all when None or empty.
+        var_names: The variables to show, or elements of them as tables name them, `"theta[20]"`; all when None or empty.
         max_panels: How many scalars to show; past it every variable has its share, spread evenly over its elements, and
             the figure says how many of each are shown.
         draws: Draws from q; 1,000 make a histogram smooth enough to judge by eye.
 
     Raises:
         PyroviError: The fit is a point estimate, or has no latent variable.
-        SettingsError: A name is not a variable of the fit.
+        SettingsError: A name is not a variable of the fit, or an element not one of its variable's.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    if fit.point_estimate:
-        raise PyroviError("the fit is a point estimate, or has no latent variable: it has no spread to plot")
-    values = fit.posterior_arrays(draws)
-    for name in var_names or ():
-        if name not in values:
-            raise SettingsError(f"unknown variable {name!r}; {nearest(name, values)}")
-    values = {name: values[name] for name in (var_names or values)}
-    chosen = _spread({name: value[0].size for name, value in values.items()}, max(1, max_panels))
+    values = spread_of(fit, draws)
+    wanted = elements(values, var_names or list(values))
+    chosen = _spread(wanted, max(1, max_panels))
     panels = sum(map(len, chosen.values()))
     columns = min(4, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(9, 0.7 + 1.7 * rows), layout="constrained")
     grid = iter(figure.subplots(rows, columns, squeeze=False).flat)
-    for name, elements in chosen.items():
-        shape, flat = values[name].shape[1:], values[name].reshape(len(values[name]), -1)[:, elements]
+    for name, shown in chosen.items():
+        shape, flat = values[name].shape[1:], values[name].reshape(len(values[name]), -1)[:, shown]
         marginal = exact.marginals.get(name) if exact is not None else None
-        x, density = _curves(flat, marginal, shape, elements)
-        for i, element in enumerate(elements):
+        x, density = _curves(flat, marginal, shape, shown)
+        for i, element in enumerate(shown):
             axes = next(grid)
-            height, edges = np.histogram(flat[:, i], BINS, (x[0, i], x[-1, i]))
-            # A share of all draws, those beyond the panel included: a density that the curve can be held against.
-            height = height / (len(flat) * np.diff(edges))
-            axes.stairs(height, edges, fill=True, color=FITTED, alpha=0.5, label="draws from q")
-            top = height.max()
+            top = histogram(axes, flat[:, i], x[0, i], x[-1, i])
             if density is not None:
                 axes.plot(x[:, i], density[:, i], color=REFERENCE, label="exact posterior")
                 peak = np.argmax(density[:, i])
                 # A density may be infinite at its edge; a peak between the edges is worth most of the height.
                 top = max(top, min(density[peak, i], (1.5 if peak in (0, GRID - 1) else 5) * top))
             axes.set(xlim=(x[0, i], x[-1, i]), ylim=(0, 1.08 * top or 1), yticks=[])
-            axes.set_title(_label(name, np.unravel_index(element, shape)), fontsize="medium", parse_math=False)
+            axes.set_title(label(name, np.unravel_index(element, shape)), fontsize="medium", parse_math=False)
             axes.xaxis.set_major_locator(MaxNLocator(max(3, 8 // columns)))
             axes.ticklabel_format(axis="x", useOffset=False, scilimits=(-4, 6))
-            _bare(axes, "left")
+            bare(axes, "left")
     for axes in grid:
         axes.remove()
-    figure.legend(*_legend(figure.axes), loc="outside upper left", ncols=2, frameon=False)
-    cut = [f"{len(chosen[n])} of {value[0].size:,} of {n}" for n, value in values.items() if len(chosen[n]) < value[0].size]
+    figure.legend(*legend(figure.axes), loc="outside upper left", ncols=2, frameon=False)
+    cut = [f"{len(chosen[n])} of {len(whole):,} of {n}" for n, whole in wanted.items() if len(chosen[n]) < len(whole)]
     if cut:
         figure.supxlabel(f"shown: {'; '.join(cut)}", fontsize="medium", parse_math=False)
     return figure
 
 
-def images(array: ArrayLike, titles: Sequence[str] = (), *, columns: int = 6) -> Figure:
-    """A grid of small grey images, all on one scale: white is the least value of any, black the greatest.
-
-    Args:
-        array: The images, shape `(n, height, width)`.
-        titles: One an image, or none.
-        columns: Images in a row.
-
-    Raises:
-        SettingsError: The array is not a stack of images, or there is not a title for each.
-    """
-    from matplotlib.figure import Figure
-
-    stack = np.asarray(array, dtype=float)
-    if stack.ndim != 3 or not stack.size:
-        raise SettingsError(f"images must have the shape (n, height, width); got {stack.shape}")
-    if titles and len(titles) != len(stack):
-        raise SettingsError(f"there are {len(stack)} images and {len(titles)} titles")
-    columns = min(columns, len(stack))
-    rows = -(-len(stack) // columns)
-    figure = Figure(figsize=(1.4 * columns, 1.6 * rows), layout="constrained")
-    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.set_axis_off()
-        if i < len(stack):
-            axes.imshow(stack[i], cmap="gray_r", vmin=stack.min(), vmax=stack.max())
-            axes.set_title(titles[i] if titles else "", fontsize="small", parse_math=False)
-    return figure
+def spread_of(fit: Fit, draws: int) -> dict[str, NDArray[np.float64]]:
+    """Draws by variable, of a fit that is more than a point."""
+    if fit.point_estimate:
+        raise PyroviError("the fit is a point estimate, or has no latent variable: it has no spread to plot")
+    return fit.posterior_arrays(draws)
 
 
-def _spread(sizes: Mapping[str, int], limit: int) -> dict[str, NDArray[np.intp]]:
+def elements(values: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[np.intp]]:
+    """By variable, the flat indices of the elements that `names` ask for: all of `theta`, or `theta[2]` and `theta[5]`."""
+    wanted: dict[str, NDArray[np.intp]] = {}
+    for name in names:
+        variable, index = name, None
+        if name not in values and (parts := re.fullmatch(r"(.+)\[(\d+(?:, ?\d+)*)\]", name)):
+            variable, index = parts[1], [int(i) for i in parts[2].split(",")]
+        if variable not in values:
+            raise SettingsError(f"unknown variable {variable!r}; {nearest(variable, values)}")
+        shape = values[variable].shape[1:]
+        if index is None:
+            wanted[variable] = np.arange(values[variable][0].size)
+            continue
+        if len(index) != len(shape) or any(i >= length for i, length in zip(index, shape, strict=True)):
+            raise SettingsError(f"there is no {name}: {variable!r} has the shape {shape}, and its indices start at 0")
+        flat = np.ravel_multi_index(index, shape)
+        wanted[variable] = np.append(wanted.get(variable, np.arange(0)), flat)
+    return wanted
+
+
+def _spread(wanted: Mapping[str, NDArray[np.intp]], limit: int) -> dict[str, NDArray[np.intp]]:
     """Elements to show of each variable: equal shares until one is used up, evenly spaced."""
-    share = dict.fromkeys(sizes, 0)
-    while sum(share.values()) < min(limit, sum(sizes.values())):
-        for name in sizes:
-            share[name] += share[name] < sizes[name] and sum(share.values()) < limit
-    return {name: np.linspace(0, sizes[name] - 1, count).round().astype(np.intp) for name, count in share.items()}
+    share = dict.fromkeys(wanted, 0)
+    while sum(share.values()) < min(limit, sum(map(len, wanted.values()))):
+        for name in wanted:
+            share[name] += share[name] < len(wanted[name]) and sum(share.values()) < limit
+    return {
+        name: wanted[name][np.linspace(0, len(wanted[name]) - 1, count).round().astype(np.intp)] for name, count in share.items()
+    }
 
 
 def _curves(
@@ -204,16 +189,5 @@ def _curves(
         return x, np.asarray(marginal.pdf(whole.reshape(GRID, *shape))).reshape(GRID, -1)[:, elements]
 
 
-def _label(name: str, index: Sequence[Any]) -> str:
-    label = f"{name}[{', '.join(map(str, index))}]" if len(index) else name
-    return label if len(label) <= 28 else f"…{label[-27:]}"
-
-
-def _legend(panels: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """Every label once."""
-    entries = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return list(entries.values()), list(entries)
-
-
-def _bare(axes: Axes, *sides: str) -> None:
-    axes.spines[["top", "right", *sides]].set_visible(False)
+def label(name: str, index: Sequence[Any]) -> str:
+    return shortened(f"{name}[{', '.join(map(str, index))}]" if len(index) else name)
