@@ -87,7 +87,7 @@ def autoencoder(name: str, folder: str | None, epochs: int | None, seed: int) ->
             flush=True,
         )
     if name == "dynamic-20":
-        binary = np.random.default_rng(0).binomial(1, test[:20])
+        binary = np.random.default_rng(0).binomial(1, test[:20]).astype(np.float32)
         gap = vae.amortization_gap(fit, binary, steps=500, draws=1_000)
         lost = gap.own - gap.amortised
         print(f"  amortization gap of 20 test images: mean {lost.mean():.2f} nats, {lost.min():.2f} to {lost.max():.2f}")
@@ -101,7 +101,7 @@ def per_image(fit: pyrovi.Fit, draws: int = 5) -> str:
 
 def noise(fit: pyrovi.Fit, test: np.ndarray) -> None:
     """The spread of one step's estimate of the ELBO, KL sampled or in closed form, on one batch of 128 images."""
-    with fit.on({"images": np.random.default_rng(0).binomial(1, test[:128])}).loaded() as problem:
+    with fit.on({"images": np.random.default_rng(0).binomial(1, test[:128]).astype(np.float32)}).loaded() as problem:
         for objective in (pyro_elbo() for pyro_elbo in (sampled_kl, closed_kl)):
             values = np.array([-objective.loss(problem.model, problem.guide, **problem.data) for _ in range(500)]) / 128
             print(f"  {type(objective).__name__}: {values.mean():.3f} an image, sd {values.std():.4f} over 500 estimates")

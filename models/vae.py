@@ -118,8 +118,8 @@ def binarize(data: Mapping[str, Any]) -> dict[str, Any]:
 
     Data whose `likelihood` is not Bernoulli's stay as they are.
     """
-    if data.get("likelihood", "bernoulli") != "bernoulli":
-        return dict(data)
+    if data.get("likelihood", "bernoulli") != "bernoulli" or not data["images"].is_floating_point():
+        return dict(data)  # whole numbers are refused by the model, in words
     return {**data, "images": torch.bernoulli(data["images"])}
 
 
