@@ -48,6 +48,18 @@ def test_one_pass_has_the_elbo_of_the_full_batch(latent_bias):
             assert total == pytest.approx(log_prob(getattr(whole, program), **whole.data), rel=1e-5)
 
 
+def test_the_likelihood_is_the_cross_entropy_of_the_network():
+    weights = {name: 0.3 * torch.randn(shape, generator=torch.Generator().manual_seed(1)) for name, shape in WEIGHTS.items()}
+    images, labels = torch.as_tensor(SMALL["images"]), torch.as_tensor(SMALL["labels"])
+    conditioned = poutine.condition(bayesian_classifier.model, data=weights)
+    trace = poutine.trace(conditioned).get_trace(images, labels, widths=(6,))
+    trace.compute_log_prob()
+    hidden = torch.relu(images @ weights["net.0.weight"] + weights["net.0.bias"])
+    logits = hidden @ weights["net.1.weight"] + weights["net.1.bias"]
+    expected = -torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+    assert trace.nodes["label"]["log_prob_sum"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_one_pass_has_the_expected_elbo_of_the_full_batch_also_with_outputs_drawn_for_every_row(local):
     """Within 4 Monte Carlo standard errors, 500 estimates each, at the parameters that the guide starts from (seed 0)."""
