@@ -1,4 +1,4 @@
-"""Bayes by Backprop, for `pyrovi.models.bayesian_neural_network`: every weight and bias an independent Normal; noise a LogNormal."""
+"""Bayes by Backprop, for `pyrovi.models.bayesian_neural_network`: weights and biases independent Normals; noise a LogNormal."""
 
 from __future__ import annotations
 
