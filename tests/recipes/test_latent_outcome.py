@@ -140,6 +140,20 @@ def test_the_optimum_on_x_is_the_best_mean_and_sd(prior_scale, noise):
         assert elbo(m, s * change) < best
 
 
+def test_with_the_kl_of_the_documents_formula_there_is_no_optimum():
+    """Its sign reversed, the loss of a point is (y² − 2yμ + 1 + log σ²)/2, and falls without end."""
+
+    def loss(y, mean, sd):
+        squared_error = ((y - mean) ** 2 + sd**2) / 2
+        kl = (sd**2 + mean**2 - 1) / 2 - math.log(sd)
+        assert squared_error - kl == pytest.approx((y**2 - 2 * y * mean + 1 + math.log(sd**2)) / 2)
+        return squared_error - kl, squared_error + kl
+
+    reversed_, right = zip(*(loss(1.5, 0.75, sd) for sd in (1.0, math.sqrt(0.5), 1e-3, 1e-6)), strict=True)
+    assert all(after < before for before, after in zip(reversed_, reversed_[1:], strict=False))
+    assert min(right) == right[1]
+
+
 def test_on_the_documents_data_the_optimum_is_six_nats_short():
     """Of a guide that knows E[y | x]; one that learned every outcome by heart would have none to pay."""
     evidence = latent_outcome.exact(**DATA).log_evidence
