@@ -107,7 +107,7 @@ def per_image(fit: pyrovi.Fit, draws: int = 5) -> str:
 def noise(fit: pyrovi.Fit, test: np.ndarray) -> None:
     """The spread of a step's ELBO and of its gradient, with the KL sampled and in closed form, on one batch of 128 images."""
     with fit.on({"images": np.random.default_rng(0).binomial(1, test[:128]).astype(np.float32)}).loaded() as problem:
-        leaves = list(problem.parameters.leaves.values())
+        leaves = [leaf.requires_grad_() for leaf in problem.parameters.leaves.values()]
         for objective in (Trace_ELBO(), TraceMeanField_ELBO()):
             values, gradients = [], []
             for _ in range(300):

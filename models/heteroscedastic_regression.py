@@ -140,7 +140,7 @@ def document_optimum(mean: ArrayLike, variance: ArrayLike) -> tuple[NDArray[np.f
 
     >>> mu, sigma = document_optimum(1.0, 0.25)
     >>> round(float(mu), 4), round(float(sigma), 4)
-    (0.5836, 0.8446)
+    (0.6125, 0.7953)
     """
     m, v = np.broadcast_arrays(np.asarray(mean, dtype=float), np.asarray(variance, dtype=float))
     low, high = np.maximum(np.abs(m) - 1, 0.0), 1 + np.abs(m) + np.sqrt(v)

@@ -88,7 +88,9 @@ def list_recipes(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
-    table = Table(*columns, box=None)
+    table = Table(box=None)
+    for column in columns:
+        table.add_column(column, no_wrap=column == "name")
     for *words, exact in rows:
         table.add_row(*map(str, words), "yes" if exact else "no")
     _console().print(table)

@@ -524,11 +524,12 @@ def test_delta_is_a_point_estimate():
     assert list(result.summary(50).columns) == ["point estimate"]
 
 
-def test_every_guide_named_runs_on_every_recipe():
-    for recipe in pyrovi.recipes.values():
-        for guide in ("normal", "multivariate_normal", "low_rank", "structured", "delta", "laplace", None):
+def test_every_guide_named_runs_on_the_conjugate_recipes():
+    """Every recipe with few latents and a closed form; the others have tests of their own."""
+    for name in ("normal_mean", "gamma_poisson", "linear_regression"):
+        for guide in ("normal", "multivariate_normal", "low_rank", "structured", "mixture", "flow", "delta", "laplace", None):
             steps = 600 if guide == "laplace" else 5  # Laplace needs the mode
-            result = recipe.fit(guide=guide, steps=steps, particles=2, lr=0.05)
+            result = pyrovi.recipe(name).fit(guide=guide, steps=steps, particles=2, lr=0.05)
             assert np.isfinite(result.elbo).all()
             assert set(result.posterior(2)) == set(result.problem.structure.latent)
 

