@@ -8,8 +8,7 @@ from typing import Any
 
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
-from torch.distributions import biject_to, transform_to
-from torch.distributions.constraints import MixtureSameFamilyConstraint
+from torch.distributions import biject_to, constraints, transform_to
 
 from pyrovi.errors import GuideError, first_line, nearest
 from pyrovi.guides.flows import AutoFlow
@@ -34,8 +33,9 @@ model's own dependencies. `mixture`: a mixture of Gaussians (`pyrovi.guides.mixt
 unconstrained ones, with the curvature there."""
 
 # torch has no transform for a mixture's support, which is that of its components.
-for registry in (biject_to, transform_to):
-    registry.register(MixtureSameFamilyConstraint, lambda support, registry=registry: registry(support.base_constraint))
+MIXTURE = getattr(constraints, "MixtureSameFamilyConstraint", None)  # which older versions of torch have not
+for registry in (biject_to, transform_to) if MIXTURE is not None else ():
+    registry.register(MIXTURE, lambda support, registry=registry: registry(support.base_constraint))
 
 HANDWRITTEN = "handwritten"
 """What a guide is called that has no name of its own."""
@@ -71,6 +71,8 @@ def make_guide(
 
 
 def _made(cls: type[AutoGuide], model: Callable[..., Any], options: Mapping[str, Any] | None, name: str) -> AutoGuide:
+    if options is not None and not isinstance(options, Mapping):
+        raise GuideError(f"guide_options must map names to values, as in {{'rank': 3}}; got {type(options).__name__}")
     options = dict(options or {})
     takes = [p for p in inspect.signature(cls).parameters if p != "model"]
     for option in options:

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,9 +54,14 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
     ) -> None:
         if flow not in FLOWS:
             raise GuideError(f"unknown flow {flow!r}; {nearest(flow, FLOWS)}")
-        if not (isinstance(transforms, int) and transforms >= 1):
+        if not init_scale > 0:
+            raise GuideError(f"init_scale must be above 0; got {init_scale!r}")
+        if not (isinstance(transforms, numbers.Integral) and transforms >= 1):
             raise GuideError(f"transforms must be a whole number of at least 1; got {transforms!r}")
-        self._kind, self._transforms, self._widths, self._init_scale = flow, transforms, tuple(widths), init_scale
+        self._kind: str = flow
+        self._transforms: int = int(transforms)
+        self._widths: tuple[int, ...] = tuple(map(int, widths))
+        self._init_scale: float = init_scale
         super().__init__(model, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:

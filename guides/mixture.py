@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ from pyro.nn import PyroParam
 from pyrovi.errors import GuideError
 
 __all__ = ["AutoMixture", "MixtureOfNormals"]
+
+
+MOST_LATENTS = 200
+"""The density of a Gaussian in so many dimensions still lies within float64's range, tails included."""
 
 
 class AutoMixture(AutoContinuous):  # type: ignore[misc]
@@ -48,15 +53,22 @@ class AutoMixture(AutoContinuous):  # type: ignore[misc]
         spread: float = 1.0,
         init_scale: float = 1.0,
     ) -> None:
-        if not (isinstance(components, int) and components >= 1):
+        if not (isinstance(components, numbers.Integral) and components >= 1):
             raise GuideError(f"components must be a whole number of at least 1; got {components!r}")
-        if not (spread >= 0 and init_scale > 0):
-            raise GuideError(f"spread must be at least 0 and init_scale above 0; got {spread!r} and {init_scale!r}")
-        self._components, self._spread, self._init_scale = components, spread, init_scale
+        if not (spread > 0 and init_scale > 0):
+            raise GuideError(f"spread and init_scale must be above 0; got {spread!r} and {init_scale!r}")
+        self._components: int = int(components)
+        self._spread: float = spread
+        self._init_scale: float = init_scale
         super().__init__(model, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
+        if self.latent_dim > MOST_LATENTS:
+            raise GuideError(
+                f"the model has {self.latent_dim:,} latent scalars; the gradient through a mixture's draws holds up to "
+                f"{MOST_LATENTS}: use guide='low_rank' or 'normal'"
+            )
         centre = self._init_loc()
         # Evenly spaced along each axis, in an order of its own for each, so that no two start alike.
         places = torch.linspace(-1.0, 1.0, self._components) if self._components > 1 else torch.zeros(1)
@@ -66,8 +78,20 @@ class AutoMixture(AutoContinuous):  # type: ignore[misc]
         self.logits = torch.nn.Parameter(torch.zeros(self._components))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
-        family = MixtureOfNormals if self.latent_dim == 1 else dist.MixtureOfDiagNormals
+        family = MixtureOfNormals if self.latent_dim == 1 else _MixtureOfDiagNormals
         return family(self.locs, self.scales, self.logits)
+
+
+class _MixtureOfDiagNormals(dist.MixtureOfDiagNormals):  # type: ignore[misc]
+    """Pyro's, drawn in float64: its gradient divides by the density, which float32 cannot hold past a few dozen dimensions."""
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return super().expand(batch_shape, self._get_checked_instance(_MixtureOfDiagNormals, _instance))
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> torch.Tensor:  # noqa: B008
+        exact = dist.MixtureOfDiagNormals(self.locs.double(), self.coord_scale.double(), self.component_logits.double())
+        z: torch.Tensor = exact.rsample(sample_shape)
+        return z.to(self.locs.dtype)
 
 
 class MixtureOfNormals(dist.TorchDistribution):  # type: ignore[misc]

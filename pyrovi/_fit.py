@@ -162,6 +162,12 @@ def fit(
         )
         elbo = make_objective(objective, problem, particles)
         steps = _steps(steps, epochs, problem)
+        if kl is not None and kl.annealing >= steps:
+            raise SettingsError(
+                f"kl_annealing={kl.annealing} leaves no step of {steps} at the full weight; let it end before the fit does"
+            )
+        if kl is not None and problem.guide_name == "laplace":
+            raise SettingsError("guide='laplace' takes the curvature of the log joint itself; drop kl_weight and kl_annealing")
         optim, optim_settings = make_optimizer(optimizer, lr, schedule, clip_norm, steps)
         start = problem.parameters.values()
         pyro.set_rng_seed(seed)  # so that the loop is the plain `svi.step` loop of this seed, draw for draw
@@ -183,7 +189,7 @@ def fit(
                     "guide": problem.guide_name,
                     "guide_options": {k: v for k, v in (guide_options or {}).items() if isinstance(v, PLAIN)},
                     "objective": objective_name,
-                    "kl_weight": kl_weight,
+                    "kl_weight": float(kl_weight),
                     "kl_annealing": kl_annealing,
                     **optim_settings,
                     "steps": steps,

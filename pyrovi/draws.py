@@ -21,7 +21,7 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 
 from pyrovi._typing import Tensors
-from pyrovi.errors import DataError, ModelError, SettingsError, nearest
+from pyrovi.errors import DataError, ModelError, SettingsError, first_line, nearest
 from pyrovi.inputs import check_arguments, describe, to_tensors
 from pyrovi.minibatch import Batched
 from pyrovi.preflight import Problem
@@ -90,7 +90,9 @@ def predict(
             )
         inputs = _new_data(problem, data)
         structure = _structure(problem, inputs)
-    moved = _moved(problem, inputs, structure) if inputs is not None and not isinstance(problem.guide, AutoGuide) else set()
+    moved: set[str] = set()
+    if inputs is not None and not isinstance(problem.guide, AutoGuide):
+        moved = _moved(problem, inputs, structure, set(redraw))
     kept = {}
     for name, site in problem.structure.latent.items():
         if name in redraw or name in moved or name not in structure.sites:
@@ -367,10 +369,12 @@ def _new_data(problem: Problem, data: Mapping[str, Any]) -> dict[str, Any]:
     return {**{n: None if _is_outcome(problem, v) else v for n, v in problem.data.items()}, **new}
 
 
-def _moved(problem: Problem, inputs: Mapping[str, Any], structure: Structure) -> set[str]:
-    """The latents that a handwritten guide draws otherwise on the new data: tried on both, from the same random numbers.
+def _moved(problem: Problem, inputs: Mapping[str, Any], structure: Structure, redraw: set[str]) -> set[str]:
+    """The latents in plates that a handwritten guide draws otherwise on the new data: tried on both, from the same random numbers.
 
-    None where the guide cannot be run on them: it may take the outcomes, or have parameters for each of the old data.
+    Raises:
+        DataError: The guide cannot be run on them, for it takes the outcomes or has parameters for each of the old data, and
+            latents that belong to a datum are not to be redrawn.
     """
     state, drawn = get_rng_state(), []
     try:
@@ -378,12 +382,21 @@ def _moved(problem: Problem, inputs: Mapping[str, Any], structure: Structure) ->
             set_rng_state(state)
             with torch.no_grad(), poutine.block():
                 drawn.append(poutine.trace(problem.guide).get_trace(**data))
-    except Exception:  # whatever a guide raises on data that it was not made for
+    except Exception as error:  # whatever a guide raises on data that it was not made for
+        if stuck := sorted(problem.structure.local - redraw):
+            raise DataError(
+                f"the guide cannot be run on the new data ({first_line(error)}), and site {stuck[0]!r} belongs to a datum: pass "
+                f"redraw=[{stuck[0]!r}] to draw it from the model given the rest, or write a guide that reads only what is given"
+            ) from error
         return set()
     finally:
         set_rng_state(state)
     old, new = ({n: t.nodes[n]["value"] for n in problem.structure.latent if n in t.nodes} for t in drawn)
-    return {n for n in old if n in structure.sites and n in new and not torch.equal(old[n], new[n])}
+    return {
+        n
+        for n in old
+        if problem.structure.latent[n].plates and n in structure.sites and n in new and not torch.equal(old[n], new[n])
+    }
 
 
 def _is_outcome(problem: Problem, value: Any) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 
 from pyrovi.batching import find_batches
@@ -29,6 +30,10 @@ def importance_bound(problem: Problem, k: int) -> tuple[torch.Tensor, torch.Tens
         Two tensors in float64 and nats: the bounds, whose sum bounds log p(data) from below in expectation, and their standard
         errors by the delta method, which means little where a few weights carry the sum.
     """
+    if problem.batches is not None and problem.batches.pad_to is not None:
+        raise PyroviError(
+            f"the model subsamples plate {problem.batches.plate!r} itself; write the plate plainly to have a bound on all the data"
+        )
     plate = _local_plate(problem)
     if plate is None:
         return _log_mean(draw(problem, k).elbo[:, None], k)
@@ -36,11 +41,10 @@ def importance_bound(problem: Problem, k: int) -> tuple[torch.Tensor, torch.Tens
     scalars = max(1, sum(site.shape.numel() for site in problem.structure.sites.values()) // size)
     together = min(k, AT_ONCE) if problem.vectorize else 1
     rows = max(1, min(size, CHUNK_SCALARS // (scalars * together)))
+    given = problem.batches.sliced if problem.batches is not None else None
     batches = (
-        find_batches(problem.model, problem.guide, problem.data, problem.structure, plate, rows, None) if rows < size else None
+        find_batches(problem.model, problem.guide, problem.data, problem.structure, plate, rows, given) if rows < size else None
     )
-    if batches is not None and "indexed" in (batches.model_mode, batches.guide_mode) and batches.pad_to is not None:
-        raise PyroviError(f"the model subsamples plate {plate!r} itself; write the plate plainly to have a bound on all the data")
     batched = replace(problem, batches=batches).batched(estimate_full=False)
     model: Any = problem.model if batched is None else batched.model
     guide: Any = problem.guide if batched is None else batched.guide
@@ -71,5 +75,9 @@ def _local_plate(problem: Problem) -> str | None:
     if isinstance(problem.guide, AutoGuide):
         return None
     sites = [site for site in problem.structure.sites.values() if site.kind != "deterministic"]
-    shared = [p for p in problem.structure.plates if all(site.inside(p) for site in sites)]
-    return shared[0] if shared else None
+    shared = [
+        name for name, p in problem.structure.plates.items() if p.dim is not None and all(site.inside(name) for site in sites)
+    ]
+    guide = poutine.trace(problem.guide).get_trace(**problem.data)
+    inside = [any(f.name in shared for f in guide.nodes[name]["cond_indep_stack"]) for name in problem.structure.latent]
+    return shared[0] if shared and all(inside) else None

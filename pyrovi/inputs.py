@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyrovi._typing import Guide, Model, Transform
 from pyrovi.errors import DataError, GuideError, ModelError, nearest
 
-__all__ = ["as_dtype", "check_arguments", "clone", "describe", "matching_arguments", "to_tensors"]
+__all__ = ["as_dtype", "check_arguments", "clone", "describe", "matching_arguments", "to_tensors", "transformed"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -102,9 +102,12 @@ def transformed(transform: Transform | None, data: Mapping[str, Any]) -> dict[st
     """The data as model and guide are to see them at one step."""
     if transform is None:
         return dict(data)
-    out = transform(dict(data))
+    out = transform({name: v.clone() if isinstance(v, torch.Tensor) else v for name, v in data.items()})  # it may work in place
     if not isinstance(out, Mapping) or set(out) != set(data):
         raise DataError(f"transform must return the data under the names that it was given, {', '.join(data)}; got {in_short(out)}")
+    for name, value in out.items():
+        if isinstance(data[name], torch.Tensor) and not isinstance(value, torch.Tensor):
+            raise DataError(f"transform must return tensors where it was given them; {name!r} came back as {type(value).__name__}")
     return dict(out)
 
 

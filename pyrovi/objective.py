@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -53,8 +53,9 @@ class _Differentiable(Trace_ELBO):
 class MeanField(_Differentiable):
     """The ELBO with KL(q‖p) of a site in closed form where torch knows one, by a draw elsewhere.
 
-    It has the expectation of `Trace_ELBO`. Which is quieter depends: at the exact posterior the sampled form has no variance at
-    all, while far from it, or where the likelihood says little, the analytic form has less.
+    It has the expectation of `Trace_ELBO`; a site that model and guide scale or mask otherwise is scored at its draw. Which is
+    quieter depends: at the exact posterior the sampled form has no variance at all, while far from it, or where the likelihood says
+    little, the analytic form has less.
 
     References:
         Auto-encoding variational Bayes, section 2.3 (Kingma & Welling, 2014) | https://arxiv.org/abs/1312.6114
@@ -69,7 +70,8 @@ class MeanField(_Differentiable):
                     total = total + site["log_prob_sum"]
                     continue
                 try:
-                    if type(q["fn"]).__name__ == "Delta":  # an autoguide's, whose density is on the site that it stands for
+                    # An autoguide's Delta stands for another site; a site weighed otherwise in model and guide has only draws.
+                    if type(q["fn"]).__name__ == "Delta" or not _weighed_alike(q, site):
                         raise NotImplementedError
                     kl = scale_and_mask(kl_divergence(q["fn"], site["fn"]), scale=q["scale"], mask=q["mask"])
                     total = total - kl.sum()
@@ -112,11 +114,23 @@ class Renyi(_Differentiable):
         """Log p − log q by particle and datum, shape `(particles, …)`, and what each datum counts for in a mini-batch."""
         vectorized = self.vectorize_particles and self.num_particles > 1
         axis = -int(self.max_plate_nesting) if vectorized else None
-        everywhere = [*_sites(model), *_sites(guide)]
+        everywhere = [s for s in (*_sites(model), *_sites(guide)) if not is_deterministic(s[1])]
         frames = [{f.dim for f in site["cond_indep_stack"] if f.vectorized} - {axis} for _, site in everywhere]
         kept = sorted(set.intersection(*frames)) if frames else []
         scale = next((site["scale"] for _, site in _sites(model) if site["is_observed"]), 1.0)
         scale = torch.as_tensor(scale)
+        for name, site in everywhere:
+            # A mini-batch weighs all its sites alike; with anything else the weights are not those of p/q.
+            if not torch.equal(*torch.broadcast_tensors(torch.as_tensor(site["scale"]), scale)):
+                raise SettingsError(
+                    f"site {name!r} is scaled otherwise than the outcomes (poutine.scale, a kl_weight, or it lies outside the "
+                    "batched plate), and importance weights have no place for that; use objective='trace_elbo'"
+                )
+        if not kept and not torch.equal(scale, torch.ones_like(scale)):
+            raise SettingsError(
+                "importance weights on mini-batches want every site inside the batched plate; drop batch_size, or use "
+                "objective='trace_elbo'"
+            )
         dims = ([axis] if axis is not None else []) + kept
         divide = torch.where(scale == 0, 1.0, scale)  # the padding of a last batch counts for nothing
         total = torch.zeros(())
@@ -172,6 +186,12 @@ def make_objective(objective: str | Callable[..., ELBO], problem: Problem, parti
     """
     made = OBJECTIVES[objective] if isinstance(objective, str) else objective
     elbo = made(num_particles=particles, vectorize_particles=problem.vectorize and particles > 1, max_plate_nesting=problem.nesting)
+    if problem.batches is not None and not isinstance(elbo, Renyi) and isinstance(elbo, RenyiELBO):
+        raise SettingsError(
+            "Pyro's RenyiELBO takes no account of the weight of a mini-batch; use objective='renyi', or drop batch_size"
+        )
+    if problem.batches is not None and type(elbo).__name__.startswith("Jit"):
+        raise SettingsError("Pyro's compiled objectives would meet the first mini-batch only; use objective='trace_elbo'")
     if isinstance(elbo, Renyi) and problem.batches is not None:
         outside = [name for name, site in problem.structure.latent.items() if not site.inside(problem.batches.plate)]
         if outside or problem.batches.guide_mode == "whole":
@@ -224,8 +244,17 @@ def _sites(trace: Trace) -> list[tuple[str, Any]]:
     return [
         (name, node)
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node) and not is_deterministic(node)  # type: ignore[arg-type]
+        if node["type"] == "sample" and not site_is_subsample(node)  # type: ignore[arg-type]
     ]
+
+
+def _weighed_alike(q: Any, p: Any) -> bool:
+    """Whether a site has one scale and one mask in guide and model."""
+    masks = [torch.as_tensor(True if site["mask"] is None else site["mask"]) for site in (q, p)]
+    return all(
+        a.numel() == b.numel() and torch.equal(a.flatten(), b.flatten())
+        for a, b in (masks, [torch.as_tensor(site["scale"]) for site in (q, p)])
+    )
 
 
 def _sum_to(value: torch.Tensor, dims: list[int | Any]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoDelta, AutoGuide, AutoLaplaceApproximation
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
-from pyro.util import check_site_shape
+from pyro.util import check_site_shape, get_rng_state, set_rng_state
 
 from pyrovi._isolation import Parameters
 from pyrovi._typing import Guide, Model, Transform
@@ -174,6 +174,11 @@ def on(problem: Problem, data: Mapping[str, Any]) -> Problem:
         DataError, ModelError: The model cannot be run on them.
         GuideError: The guide cannot: it has parameters for each of the old data, say.
     """
+    if problem.batches is not None and problem.batches.pad_to is not None:
+        raise ModelError(
+            f"the model subsamples plate {problem.batches.plate!r} itself and would see a random part of these data; write the "
+            f"plate plainly, as pyro.plate({problem.batches.plate!r}, len(x))"
+        )
     new = to_tensors(data, problem.dtype, problem.device)
     merged = {**{name: value for name, value in problem.data.items() if name not in new}, **new}
     check_arguments(problem.model, merged)
@@ -187,12 +192,26 @@ def on(problem: Problem, data: Mapping[str, Any]) -> Problem:
         settled = replace(moved, data=transformed(problem.transform, merged)).traced()
         for name, site in settled.structure.latent.items():
             old = problem.structure.latent.get(name)
-            if isinstance(problem.guide, AutoGuide) and (old is None or old.shape != site.shape):
+            own = name in problem.structure.local
+            if isinstance(problem.guide, AutoGuide) and (own or old is None or old.shape != site.shape):
                 raise GuideError(
-                    f"site {name!r} has another shape on these data, and an autoguide has its own factor for each of its elements; "
-                    "write a guide that computes them from the data, or use predictive(data=…)"
+                    f"site {name!r} belongs to the data that were fitted, and an autoguide has a factor for each of its elements; "
+                    "write a guide that computes them from the data, or use predictive(data=…, redraw=[…])"
                 )
         guide_trace, model_trace = _first_run(settled)
+        sizes = {p.size for name in settled.structure.local for p in settled.structure.latent[name].plates}
+        rows = [name for name, leaf in problem.parameters.leaves.items() if sizes & set(leaf.shape)]
+        if rows and not isinstance(problem.guide, AutoGuide) and any(name in new for name in problem.data):
+            state = get_rng_state()
+            old = poutine.trace(problem.guide).get_trace(**problem.data)
+            set_rng_state(state)
+            again = poutine.trace(settled.guide).get_trace(**settled.data)
+            stuck = [n for n in settled.structure.local if torch.equal(old.nodes[n]["value"], again.nodes[n]["value"])]
+            if stuck:
+                raise GuideError(
+                    f"site {stuck[0]!r} belongs to the data that were fitted: the guide draws it from {rows[0]!r}, a row a "
+                    "datum, and not from the new data; use predictive(data=…, redraw=[…])"
+                )
         _check_match(Structure.of(model_trace), Structure.of(guide_trace), is_auto=isinstance(problem.guide, AutoGuide))
     if set(pyro.get_param_store().keys()) != set(problem.parameters.leaves):
         raise GuideError("model or guide would make new parameters for these data; let none depend on the data's shape")
@@ -345,7 +364,7 @@ def with_laplace(problem: Problem, values: Mapping[str, torch.Tensor]) -> Proble
         return problem
     with problem.parameters.loaded(values):
         try:
-            return replace(problem, guide=problem.guide.laplace_approximation(**problem.data))
+            return replace(problem, guide=problem.guide.laplace_approximation(**problem.seen()))
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise ModelError(
                 "the Laplace approximation does not exist: the log joint does not curve downwards in every direction at the mode "

@@ -133,6 +133,8 @@ class Fit:
         Raises:
             DataError: The model cannot be run on the new data, or they change a latent's shape that is not in `redraw`.
         """
+        if data is not None and self.problem is not None and self.problem.transform is not None:
+            return self.on(data).predictive(n, redraw=redraw, seed=seed)  # which transforms them
         with self.loaded(n, seed) as problem:
             return predict(problem, n, draw(problem, n).posterior, data, redraw)
 
@@ -143,7 +145,7 @@ class Fit:
 
     def estimate_elbo(self, n: int | None = None, *, seed: int | None = None) -> Estimate:
         """The ELBO of the fitted guide on all data, in nats, from `n` fresh draws; 10,000 when None, fewer of a large model."""
-        n = n or self._affordable(10_000)
+        n = self._affordable(10_000) if n is None else n
         values = self.draws(n, seed=seed).elbo
         return Estimate(values.mean().item(), values.std().item() / math.sqrt(n))
 
@@ -162,6 +164,8 @@ class Fit:
         """
         from pyrovi.evidence import importance_bound
 
+        if self.point_estimate:
+            raise PyroviError("the fit is a point estimate: q has no density, and so no bound")
         with self.loaded(k, seed) as problem:
             values, errors = importance_bound(problem, k)
         return Estimate(values.sum().item(), errors.square().sum().sqrt().item())
@@ -170,7 +174,16 @@ class Fit:
         """The log posterior predictive density of every datum, by observed site: log of the mean likelihood of `n` draws, in nats.
 
         Of new data it is `fit.on(new).log_predictive()`, the test log likelihood of the literature.
+
+        Raises:
+            PyroviError: A latent belongs to a datum. Drawn from a q that has seen the datum, it would score itself; see
+                `estimate_bound`.
         """
+        if self.problem is not None and (local := sorted(self.problem.structure.local)):
+            raise PyroviError(
+                f"site {local[0]!r} belongs to a datum, and q has seen that datum: its score would not be predictive; use "
+                "estimate_bound"
+            )
         scores = self.draws(n, seed=seed, pointwise=True).log_likelihood
         return {name: torch.logsumexp(value.double(), 0) - math.log(n) for name, value in scores.items()}
 
@@ -178,8 +191,8 @@ class Fit:
         """This fit with other data, a test set for instance, for draws, scores, bounds and exports: nothing is fitted again.
 
         Args:
-            data: By argument name, over the old. A guide that computes its factors from the data is run on them; latents that do
-                not belong to a datum stay as they are.
+            data: By argument name, over the old. The guide is run on them: factors that it computes from the data follow, its
+                other factors stay as they are.
 
         Raises:
             DataError, ModelError: The model cannot be run on them.
@@ -217,7 +230,9 @@ class Fit:
 
         if self.problem is None and self.stored is not None:
             return self.stored
-        return to_arviz(self, draws or self._affordable(1_000), seed=seed, dims=dims, coords=coords, pointwise=pointwise)
+        return to_arviz(
+            self, self._affordable(1_000) if draws is None else draws, seed=seed, dims=dims, coords=coords, pointwise=pointwise
+        )
 
     def summary(self, draws: int | None = None, *, seed: int | None = None, **options: Any) -> pd.DataFrame:
         """`az.summary` of the posterior: mean, sd and interval, and the Monte Carlo error of the mean.

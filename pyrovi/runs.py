@@ -91,7 +91,9 @@ def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int | None =
         "data": {name: value for name, value in data.items() if not isinstance(value, torch.Tensor)},
     }
     with _whole(path) as draft:
-        (draft / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        (draft / STATE).write_text(
+            json.dumps(state, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
+        )
         save_file({n: v.contiguous().cpu() for n, v in fit.unconstrained.items()}, draft / PARAMETERS)
         save_file(tensors, draft / DATA)
         _arviz.write(container, str(draft / POSTERIOR))
@@ -148,7 +150,9 @@ def load(
 
         if fit.recipe in recipes:
             model = recipes[fit.recipe].model
-            transform = transform or recipes[fit.recipe].settings.get("transform")
+            own = recipes[fit.recipe].settings.get("transform")
+            if transform is None and own is not None and own.__name__ == fit.settings.get("transform"):
+                transform = own
             if guide is None and fit.settings["guide"] not in GUIDES:
                 guide = recipes[fit.recipe].guide
     if model is None:
@@ -179,7 +183,7 @@ def _problem(fit: Fit, model: Any, guide: Any, data: Data, transform: Transform 
             batch_size=batch_size,
             batch_data=batch_data,
             transform=transform if fit.settings.get("transform") else None,
-            guide_options=fit.settings.get("guide_options") if isinstance(guide, str) else None,
+            guide_options=fit.settings.get("guide_options") if isinstance(guide, str | type) else None,
         )
         have = {name: leaf.shape for name, leaf in problem.parameters.leaves.items()}
         stored = {name: value.shape for name, value in fit.unconstrained.items()}

@@ -131,6 +131,16 @@ class Structure:
         return self.of_kind("observed")
 
     @property
+    def local(self) -> set[str]:
+        """The latents that belong to a datum: in every plate that some observed site is in."""
+        around = [{p.name for p in site.plates} for site in self.observed.values()]
+        return {
+            name
+            for name, site in self.latent.items()
+            if any(plates and plates <= {p.name for p in site.plates} for plates in around)
+        }
+
+    @property
     def plates(self) -> dict[str, Plate]:
         return {p.name: p for site in self.sites.values() for p in site.plates}
 

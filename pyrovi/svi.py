@@ -120,13 +120,15 @@ def optimise(
     window, last_good = 0, parameters.values()
     judged: Plateau | None = None
     status, advice, done = Status.step_limit, "", 0
+    given: dict[str, Any] = {}
     try:
         with warnings.catch_warnings(), progress:
             warnings.filterwarnings("ignore", message=NOT_FINITE)
             for step in range(1, steps + 1):
                 if kl is not None:
                     kl.at(step)
-                elbo[step - 1] = -svi.step(**next(feed))
+                given = next(feed)
+                elbo[step - 1] = -svi.step(**given)
                 done = step
                 if decay is not None:
                     decay()
@@ -152,7 +154,7 @@ def optimise(
             raise
         status, advice = Status.interrupted, f"Stopped by hand after {done:,} of {steps:,} steps; this is the fit so far."
     except (_NotFinite, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        status, advice = Status.diverged, _why_diverged(model, guide, next(feed), done, error)
+        status, advice = Status.diverged, _why_diverged(model, guide, given, done, error)
     except Exception as error:
         if done:
             error.add_note(f"raised after {done:,} steps of pyrovi.fit")

@@ -103,6 +103,16 @@ def test_constrained_latents_stay_in_their_support(guide):
     assert torch.allclose(draws["p"].sum(-1), torch.ones(200), atol=1e-5)
 
 
+def test_a_mixture_holds_a_hundred_latents_and_says_when_it_cannot():
+    def model(d):
+        pyro.sample("x", dist.Normal(torch.zeros(d), 1.0).to_event(1))
+
+    fit = pyrovi.fit(model, "mixture", {"d": 100}, steps=30, particles=4, progress=False)
+    assert fit.status is not pyrovi.Status.diverged
+    with pytest.raises(pyrovi.errors.GuideError, match="1,000 latent scalars"):
+        pyrovi.fit(model, "mixture", {"d": 1_000}, steps=5, progress=False)
+
+
 @pytest.mark.parametrize("guide", ["mixture", "flow"])
 def test_the_same_seed_gives_the_same_fit(guide):
     one, two = (pyrovi.fit(correlated, guide, steps=20, seed=4, progress=False) for _ in range(2))

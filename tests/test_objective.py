@@ -146,6 +146,64 @@ def test_global_latents_share_one_weight_a_particle():
     assert agree((mean, se), (by_hand.mean().item(), by_hand.std().item() / math.sqrt(50_000)))
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, -1.0])
+def test_renyi_is_its_formula(alpha):
+    generator = torch.Generator().manual_seed(1)
+    y = Y.double()
+    z = 0.3 * y + 0.9 * torch.randn(20_000, 6, N, generator=generator, dtype=torch.float64)
+    log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 1.0).log_prob(y) - dist.Normal(0.3 * y, 0.9).log_prob(z)
+    by_hand = ((torch.logsumexp((1 - alpha) * log_w, 1) - math.log(6)) / (1 - alpha)).sum(-1)
+    value = values(functools.partial(Renyi, alpha=alpha), local_model, amortized_guide, {"y": Y}, 1_000, particles=6)
+    assert agree(value, (by_hand.mean().item(), by_hand.std().item() / math.sqrt(len(by_hand))))
+
+
+def test_padding_of_a_last_batch_weighs_nothing():
+    """A model that subsamples its plate itself gets copies of the last datum to fill the batch."""
+
+    def model(y):
+        with pyro.plate("data", len(y), subsample_size=B) as i:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[i])
+
+    def guide(y):
+        with pyro.plate("data", len(y), subsample_size=B) as i:
+            pyro.sample("z", dist.Normal(0.3 * y[i], 0.9))
+
+    whole = values(ImportanceWeighted, local_model, amortized_guide, {"y": Y}, 800, 3)
+    assert agree(whole, values(ImportanceWeighted, model, guide, {"y": Y}, 800, 3, batch_size=B))
+
+
+def test_weights_of_sites_that_are_scaled_otherwise_are_refused():
+    def with_factor(y):
+        pyro.factor("reg", torch.tensor(-0.1))
+        local_model(y)
+
+    def halved(y):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.scale(scale=0.5):
+                pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    options = {"objective": "importance_weighted", "particles": 5, "steps": 5}
+    with pytest.raises(SettingsError, match="scaled otherwise"):
+        pyrovi.fit(with_factor, amortized_guide, {"y": Y}, batch_size=B, **options)
+    with pytest.raises(SettingsError, match="scaled otherwise"):
+        pyrovi.fit(halved, amortized_guide, {"y": Y}, **options)
+    with pytest.raises(SettingsError, match="scaled otherwise"):
+        pyrovi.fit(local_model, amortized_guide, {"y": Y}, kl_weight=4.0, **options)
+
+
+def test_analytic_kl_of_a_site_scaled_in_the_model_only():
+    def halved(y):
+        with pyro.plate("data", len(y)):
+            with pyro.poutine.scale(scale=0.5):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    sampled, analytic = (values(o, halved, amortized_guide, {"y": Y}, 1_500) for o in (Trace_ELBO, MeanField))
+    assert agree(sampled, analytic)
+
+
 @pytest.mark.parametrize("objective", [Trace_ELBO, MeanField, ImportanceWeighted, Renyi])
 def test_a_pass_over_batches_has_the_full_batchs_expectation(objective):
     particles = 3
@@ -258,6 +316,7 @@ def test_a_class_of_pyros_is_an_objective_too():
         ({"kl_weight": 0}, "above 0"),
         ({"kl_weight": math.inf}, "above 0"),
         ({"kl_annealing": 0}, "at least 1"),
+        ({"kl_annealing": 5}, "full weight"),
     ],
 )
 def test_settings_that_make_no_sense(settings, words):
@@ -309,6 +368,12 @@ def test_estimated_bound_runs_in_blocks_of_data(monkeypatch):
     blocks = fit.estimate_bound(5_000)
     assert abs(whole.value - blocks.value) < 4 * math.hypot(whole.se, blocks.se)
     assert whole.value != blocks.value
+
+
+def test_a_point_has_no_bound():
+    fit = pyrovi.fit(local_model, "delta", {"y": Y}, steps=5)
+    with pytest.raises(pyrovi.PyroviError, match="point estimate"):
+        fit.estimate_bound(5)
 
 
 def test_estimated_bound_with_global_latents():

@@ -11,7 +11,7 @@ import torch
 from torch.distributions import constraints
 
 import pyrovi
-from pyrovi.errors import DataError, GuideError, ModelError
+from pyrovi.errors import DataError, GuideError, ModelError, PyroviError
 from pyrovi.guides import linear_regression as regression_guide
 from pyrovi.models import linear_regression
 
@@ -152,14 +152,18 @@ def test_everything_runs_on_the_new_data():
 
 def test_an_autoguide_cannot_follow_latents_of_new_data():
     fit = fit_quietly(local_model, "normal", DATA, steps=5)
-    with pytest.raises(GuideError, match="'z' has another shape"):
+    with pytest.raises(GuideError, match="'z' belongs to the data"):
         fit.on({"y": Y[:3], "x": Y[:3]})
+    with pytest.raises(GuideError, match="'z' belongs to the data"):
+        fit.on({"y": -Y, "x": -Y})  # as many, but others
 
 
 def test_a_guide_with_a_parameter_a_datum_cannot_either():
     fit = fit_quietly(local_model, per_datum, DATA, steps=5)
     with pytest.raises(GuideError):
         fit.on({"y": Y[:3], "x": Y[:3]})
+    with pytest.raises(GuideError, match="a row a datum"):
+        fit.on({"y": -Y, "x": -Y})
 
 
 def test_wrong_names_are_told():
@@ -221,6 +225,54 @@ def test_sites_that_only_new_data_bring_are_returned():
     drawn = fit.predictive(4_000, data={"horizon": 3, "y": Y})
     assert drawn["ahead"].shape == (4_000, 3)
     assert drawn["ahead"].mean(0) == pytest.approx([0.5] * 3, abs=0.3)
+
+
+def test_a_guide_that_reads_the_outcomes_does_not_predict_with_old_latents():
+    def reads_y(y):
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(y / 2, 0.7071))
+
+    fit = fit_quietly(local_model, reads_y, DATA, steps=1, lr=1e-9, stop=None)
+    with pytest.raises(DataError, match=r"redraw=\['z'\]"):
+        fit.predictive(10, data={"x": -Y})
+    drawn = fit.predictive(20_000, data={"x": -Y}, redraw=["z"])["y"]
+    assert drawn.std(0).mean().item() == pytest.approx(math.sqrt(2), rel=0.02)
+
+
+def test_the_score_of_a_datum_by_its_own_latent_is_refused():
+    with pytest.raises(PyroviError, match="use estimate_bound"):
+        amortized_fit().on({"y": Y[:3], "x": Y[:3]}).log_predictive(10)
+
+
+def test_predictions_go_through_the_transform():
+    def standardise(data):
+        return {**data, "x": (data["x"] - 100) / 10}
+
+    def line(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+
+    x = torch.linspace(80, 120, 50)
+    fit = fit_quietly(line, "normal", {"x": x, "y": 2 * (x - 100) / 10}, transform=standardise, steps=1_500, lr=0.05)
+    drawn = fit.predictive(2_000, data={"x": torch.tensor([110.0, 90.0]), "y": torch.zeros(2)})["y"]
+    assert drawn.mean(0).tolist() == pytest.approx([2.0, -2.0], abs=0.05)
+
+
+def test_a_transform_may_work_in_place_and_must_give_tensors():
+    def shift(data):
+        data["x"].add_(1.0)
+        return data
+
+    def shifted(x):
+        m = pyro.sample("m", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    fit = fit_quietly(shifted, "normal", {"x": Y}, transform=shift, steps=1_500, lr=0.05, schedule="cosine", stop=None)
+    assert fit.posterior(4_000)["m"].mean().item() == pytest.approx(1.5, abs=0.1)
+    with pytest.raises(DataError, match="must return tensors"):
+        fit_quietly(shifted, "normal", {"x": Y}, transform=lambda data: {"x": data["x"].numpy()}, steps=5)
 
 
 # Options of named guides
