@@ -218,6 +218,7 @@ _RECIPES = [
         model=poisson_factorization.model,
         guide=poisson_factorization_guide.guide,
         load=poisson_factorization.load,
+        reference=poisson_factorization.reference,
         settings={"steps": 4_000, "lr": 0.2, "schedule": "cosine", "particles": 1, "stop": None},
     ),
     Recipe(
