@@ -149,7 +149,7 @@ def test_a_single_factor_next_to_known_is_the_conjugate_posterior():
     x, first = toy(n, m, 1), {"theta": np.full((1, n), 5.0), "beta": np.full((1, m), sure)}
     start = SimpleNamespace(**{f"{name}_{part}": value for name, value in first.items() for part in ("shape", "rate")})
     data = {"a": 0.8, "b": 0.5, "c": sure, "d": sure}
-    fit = svi(x, 1, start=start, data=data, particles=16, steps=1_200, lr=0.05, dtype="float64")
+    fit = svi(x, 1, start=start, data=data, particles=32, steps=2_000, lr=0.05, schedule="cosine", dtype="float64")
     shape, rate = 0.8 + x.sum(1), 0.5 + m
     mean = (fit.parameters["theta_shape"][0] / fit.parameters["theta_rate"][0]).flatten().numpy()
     assert (np.abs(mean - shape / rate) < 0.1 * np.sqrt(shape) / rate).all()
