@@ -254,14 +254,14 @@ def test_an_sd_of_zero_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_nile_variances_with_the_recipes_settings(seed):
     fit = pyrovi.recipe("local_level").fit(seed=seed, progress=False)
     within_five_percent(fit)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 def test_nile_variances_with_a_full_covariance(seed):
     fit = pyrovi.recipe("local_level").fit(guide="multivariate_normal", **FULL, seed=seed, progress=False)
     within_five_percent(fit)
