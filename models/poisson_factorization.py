@@ -93,8 +93,17 @@ def _size(x: torch.Tensor | None, shape: tuple[int, int] | None) -> tuple[int, i
     return n, m
 
 
-def load(label: int | None = None) -> dict[str, Array]:
-    """The 1,797 digits, or those of one label, as `(n, 64)` counts from 0 to 16."""
+def load(
+    label: int | None = None,
+    table: pd.DataFrame | Path | None = None,
+    user: str = "user",
+    item: str = "item",
+    count: str = "count",
+    missing: str = "zero",
+) -> dict[str, NDArray[Any]]:
+    """The 1,797 digits, or those of one `label`, as `(n, 64)` counts from 0 to 16; or a user's `table`, as `ratings` reads it."""
+    if table is not None:
+        return ratings(table, user=user, item=item, count=count, missing=missing).data
     return {"x": data.digits(label).images.reshape(-1, 64).astype(float)}
 
 
@@ -132,7 +141,12 @@ def ratings(
 
     if missing not in ("zero", "unobserved"):
         raise SettingsError(f"missing must be 'zero' or 'unobserved'; got {missing!r}")
-    frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(table)
+    try:
+        frame = table if isinstance(table, pd.DataFrame) else pd.read_csv(table, skipinitialspace=True)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the table {str(table)!r} cannot be read ({error}); give a DataFrame or the path of a .csv file"
+        ) from error
     for name in (user, item, count):
         if name not in frame:
             raise DataError(f"the table has no column {name!r}; {nearest(name, map(str, frame.columns))}")

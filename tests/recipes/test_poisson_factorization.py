@@ -272,6 +272,7 @@ def test_ratings_from_a_file_are_fitted_and_exported_with_their_names(tmp_path):
     )
     table.to_csv(tmp_path / "plays.csv", index=False)
     found = recipe.ratings(tmp_path / "plays.csv", missing="unobserved")
+    assert np.array_equal(recipe.load(table=tmp_path / "plays.csv")["x"], found.data["x"])
     fit = pyrovi.fit(model, guide, {**found.data, "K": 2}, steps=100, lr=0.1, stop=None)
     posterior = fit.to_arviz(50, coords=found.coords).posterior
     assert posterior["theta"].sel(row="a").dims == ("chain", "draw", "factor")
@@ -305,6 +306,8 @@ def test_what_is_not_a_matrix_of_counts_is_refused():
         pyrovi.fit(model, guide, {"x": np.ones((3, 8, 8))}, steps=1)
     with pytest.raises(pyrovi.DataError, match="whose values are counts"):
         pyrovi.fit(model, guide, {"x": TOY + 0.5}, steps=1)
+    with pytest.raises(pyrovi.DataError, match="cannot be read"):
+        recipe.load(table="no/such/plays.csv")
     with pytest.raises(pyrovi.SettingsError, match="'zero' or 'unobserved'"):
         recipe.ratings(pd.DataFrame(), missing="mean")
 

@@ -77,7 +77,7 @@ def test_a_linear_decoder_reaches_the_closed_form_maximum_likelihood():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 def test_the_same_on_the_digits_over_seeds(seed):
     images = {**LINEAR, "images": data.pixels().images}
     fit = pyrovi.fit(vae.model, encoder.guide, images, steps=12_000, lr=0.01, objective="mean_field", stop=None, seed=seed)
