@@ -1,0 +1,125 @@
+"""How a step's gradient is estimated: what the surrogates need beside one run of guide and model.
+
+With z = z(ε, φ) a draw's gradient falls into a path through z and the score of q at z held still, whose mean is zero:
+
+    ∇ log q(z; φ) = ∂ log q/∂z · dz/dφ + ∂ log q/∂φ
+
+A guide's later sites depend on its earlier draws, and its parameters may hide in modules, so the two parts are told apart by
+running the guide again with its draws held: there the score is all that is left. What a program computes from its draws, as
+an autoguide computes its Delta sites, it computes again; the density of such a site is no score.
+
+References:
+    Sticking the landing (Roeder, Wu & Duvenaud, 2017) | https://arxiv.org/abs/1703.09194
+    Doubly reparameterized gradient estimators for Monte Carlo objectives (Tucker et al., 2019) | https://arxiv.org/abs/1810.04152
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.infer.trace_elbo import _compute_log_r
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+
+from pyrovi._typing import Guide, Model
+from pyrovi.errors import SettingsError
+from pyrovi.structure import WRAPPERS
+
+__all__ = ["GRADIENTS", "Run", "hold", "is_drawn", "sites", "total_loss"]
+
+GRADIENTS = ("total", "sticking_the_landing", "doubly_reparameterized")
+
+
+def sites(trace: Trace) -> list[tuple[str, Any]]:
+    """A trace's sample sites but for plates' own, in order."""
+    return [
+        (name, node)
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not site_is_subsample(node)  # type: ignore[arg-type]
+    ]
+
+
+def is_drawn(node: Any) -> bool:
+    """Whether a guide's site is random given those before it, so that its score has mean zero."""
+    fn = node["fn"]
+    while type(fn).__name__ in WRAPPERS:
+        fn = fn.base_dist
+    return not node["is_observed"] and type(fn).__name__ != "Delta"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of guide and model, scored, and what it takes to run them again with the guide's draws held."""
+
+    model: Trace
+    guide: Trace
+    programs: tuple[Model, Guide]
+    given: tuple[Any, Mapping[str, Any]]
+    held: tuple[Trace, Trace]
+    """What the model drew, plates' subsamples only, and what the guide drew, as constants."""
+
+    def guide_again(self) -> Trace:
+        """The guide's trace with its draws held, scored."""
+        args, kwargs = self.given
+        trace = poutine.trace(poutine.replay(self.programs[1], trace=self.held[1])).get_trace(*args, **kwargs)
+        trace.compute_log_prob()
+        return trace
+
+    def model_again(self, guide: Trace) -> Trace:
+        """The model's trace at the values of such a trace of the guide, scored."""
+        args, kwargs = self.given
+        model = poutine.replay(poutine.replay(self.programs[0], trace=self.held[0]), trace=guide)
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace.compute_log_prob()
+        return trace
+
+    def check(self) -> None:
+        """Raise unless the guide, run again, scores its draws as it did."""
+        try:
+            again = self.guide_again()
+        except NotImplementedError as error:
+            raise SettingsError(
+                "the guide cannot score a draw that is handed to it (a transform of its has no inverse), as this gradient wants; "
+                "use gradient='total'"
+            ) from error
+        for name, site in sites(self.guide):
+            twin = again.nodes.get(name)
+            if twin is None or not torch.allclose(twin["log_prob"], site["log_prob"], rtol=1e-2, atol=1e-2, equal_nan=True):
+                raise SettingsError(
+                    f"the guide, run again with the same draws, scores site {name!r} otherwise (by dropout, or other randomness of "
+                    "its own), and this gradient wants the same score; use gradient='total'"
+                )
+
+
+def hold(trace: Trace, *, subsamples_only: bool = False) -> Trace:
+    """The draws of a trace as constants, for `poutine.replay`."""
+    held = Trace()
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample":
+            continue
+        if site_is_subsample(node) or (not subsamples_only and is_drawn(node)):  # type: ignore[arg-type]
+            value = node["value"]
+            held.add_node(name, **{**node, "value": value.detach() if isinstance(value, torch.Tensor) else value})
+    return held
+
+
+def total_loss(model: Trace, guide: Trace) -> torch.Tensor:
+    """Minus the ELBO of one run, a scalar in nats, with `Trace_ELBO`'s gradient, score functions and all; no value is looked at."""
+    scored = [site for _, site in sites(guide)]
+    log_p = sum((site["log_prob_sum"] for _, site in sites(model)), torch.zeros(()))
+    elbo = log_p - sum(site["log_prob_sum"] for site in scored)
+    if all(is_identically_zero(site["score_parts"].score_function) for site in scored):
+        return -elbo
+    surrogate, log_r = log_p, _compute_log_r(model, guide)
+    for site in scored:
+        _, score, entropy = site["score_parts"]
+        if not is_identically_zero(entropy):
+            surrogate = surrogate - entropy.sum()
+        if not is_identically_zero(score):
+            surrogate = surrogate + (log_r.sum_to(site["cond_indep_stack"]) * score).sum()
+    return -(elbo.detach() + surrogate - surrogate.detach())
