@@ -44,6 +44,7 @@ def fit(
     epochs: int | None = None,
     particles: int = 1,
     objective: str | Callable[..., ELBO] = "trace_elbo",
+    gradient: str = "total",
     kl_weight: float = 1.0,
     kl_annealing: int | None = None,
     optimizer: str | pyro.optim.PyroOptim | Callable[..., torch.optim.Optimizer] = "adam",
@@ -87,6 +88,9 @@ def fit(
         objective: `"trace_elbo"`; `"mean_field"`, the same with KL(q‖prior) in closed form where there is one;
             `"importance_weighted"` or `"renyi"`, bounds over `particles` weights; or a class of `pyro.infer.ELBO`. See
             `pyrovi.objective`.
+        gradient: `"total"`, the objective's own; `"sticking_the_landing"`, for the ELBO, without the score of the guide's draws,
+            so that it is still at the exact posterior; `"doubly_reparameterized"`, for importance weights, whose noise does not
+            drown the gradient as their number grows. All have the same mean; see `pyrovi.gradients`.
         kl_weight: A weight on the KL part. With another than 1 the answer is not the posterior but that of the likelihood to
             the power 1/kl_weight; `Fit.elbo` then holds the weighted objective, `Fit.estimate_elbo` the ELBO itself.
         kl_annealing: Steps over which that weight rises linearly from 0; a start without the prior keeps an amortised
@@ -147,7 +151,7 @@ def fit(
 
     with isolated(seed, dtype, device, validate=True):
         make_optimizer(optimizer, lr, schedule, clip_norm, steps or 1)  # a bad one raises before the model is run
-        objective_name = check_objective(objective, particles)
+        objective_name = check_objective(objective, particles, gradient)
         kl = _kl(kl_weight, _count("kl_annealing", kl_annealing))
         problem = prepare(
             model,
@@ -160,7 +164,7 @@ def fit(
             transform=transform,
             guide_options=guide_options,
         )
-        elbo = make_objective(objective, problem, particles)
+        elbo = make_objective(objective, problem, particles, gradient)
         steps = _steps(steps, epochs, problem)
         if kl is not None and kl.annealing >= steps:
             raise SettingsError(
@@ -189,6 +193,7 @@ def fit(
                     "guide": problem.guide_name,
                     "guide_options": {k: v for k, v in (guide_options or {}).items() if isinstance(v, PLAIN)},
                     "objective": objective_name,
+                    "gradient": gradient,
                     "kl_weight": float(kl_weight),
                     "kl_annealing": kl_annealing,
                     **optim_settings,

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 import pyrovi
 from pyrovi._target import OWN, pairs, program, read
 from pyrovi.errors import PyroviError, RunFolderError, SettingsError
+from pyrovi.gradients import GRADIENTS
 from pyrovi.guides.auto import GUIDES
 from pyrovi.objective import OBJECTIVES
 from pyrovi.optim import OPTIMIZERS, SCHEDULES
@@ -116,6 +117,7 @@ def fit_target(
         typer.Option(metavar="NAME=VALUE", help="What the named guide takes, as in components=3; repeat it for more."),
     ] = None,
     objective: Annotated[str | None, tuning(help=f"{', '.join(OBJECTIVES)}.")] = None,
+    gradient: Annotated[str | None, tuning(help=f"{', '.join(GRADIENTS)}.")] = None,
     kl_weight: Annotated[float | None, tuning(help="A weight on the KL part of the ELBO.")] = None,
     kl_annealing: Annotated[int | None, tuning(help="Steps over which that weight rises from 0.")] = None,
     steps: Annotated[int | None, tuning(help="The largest number of steps.")] = None,
@@ -142,8 +144,8 @@ def fit_target(
     Ctrl-C keeps the fit so far. Exit codes: 0 done, 2 a mistake in the arguments, data or model, 3 diverged, 130 interrupted.
     """
     given = {
-        "objective": objective, "kl_weight": kl_weight, "kl_annealing": kl_annealing, "steps": steps, "epochs": epochs,
-        "particles": particles, "lr": lr, "optimizer": optimizer, "schedule": schedule, "batch_size": batch_size,
+        "objective": objective, "gradient": gradient, "kl_weight": kl_weight, "kl_annealing": kl_annealing, "steps": steps,
+        "epochs": epochs, "particles": particles, "lr": lr, "optimizer": optimizer, "schedule": schedule, "batch_size": batch_size,
         "seed": seed, "dtype": dtype, "device": device,
     }  # fmt: skip
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
