@@ -98,8 +98,8 @@ def fit(
         optimizer: A name (`"adam"`, `"clipped_adam"`, `"sgd"`, …: `pyrovi.optim.OPTIMIZERS`), a class of `torch.optim`,
             or an instance of `pyro.optim`.
         lr: The learning rate; 0.01 when None, a rate that suits Adam on unconstrained parameters of order one.
-        schedule: `"constant"` (default), `"cosine"`, `"exponential"` (to 1%), `"linear"`, or a function from the step
-            to the factor on `lr`.
+        schedule: `"constant"` (default), `"cosine"`, `"warmup_cosine"` (a linear rise over the first tenth, then cosine),
+            `"exponential"` (to 1%), `"linear"`, or a function from the step to the factor on `lr`.
         clip_norm: The largest norm of one parameter's gradient; None for no limit.
         batch_size: Rows a step, for a model written plainly (`pyro.plate("data", len(x))` around `obs=x`) or with
             Pyro's own subsampling. `{"plate": 100}` names the plate where there are several.

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from pyrovi.errors import SettingsError, nearest
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "make_optimizer", "rate_factor"]
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adadelta": torch.optim.Adadelta,
@@ -36,11 +36,23 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 
+WARM_UP = 0.1
+"""The share of the steps over which `warmup_cosine` rises. Of 10,000 steps it is the 1,000 that Adam's mean of squared gradients
+looks back; before it has them, steps are about as long as the rate, however noisy the gradient."""
+
+
+def _warmup_cosine(done: float) -> float:
+    if done < WARM_UP:
+        return 0.01 + 0.99 * done / WARM_UP  # a first step of length nothing would be wasted
+    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "exponential": lambda done: 0.01**done,
     "linear": lambda done: 1 - done,
+    "warmup_cosine": _warmup_cosine,
 }
 """The factor on the learning rate when a share `done` (0 to 1) of the steps is behind."""
 
@@ -82,9 +94,10 @@ def make_optimizer(
     rate = DEFAULT_LR if lr is None else float(lr)
     settings = {"optimizer": name, "lr": rate, "schedule": schedule or "constant", "clip_norm": clip_norm}
     clip = {"clip_norm": clip_norm} if clip_norm else None
-    factor = _schedule(schedule, steps)
-    if factor is None:
+    if schedule is None or schedule == "constant":
         return pyro.optim.PyroOptim(build, {"lr": rate}, clip), settings
+    factor = rate_factor(schedule, steps)
+    _check_schedule(build)
     if not isinstance(schedule, str):
         settings["schedule"] = getattr(schedule, "__name__", "function")
     wrapped = {"optimizer": build, "optim_args": {"lr": rate}, "lr_lambda": factor}
@@ -113,9 +126,25 @@ def _constructor(optimizer: object) -> tuple[Callable[..., torch.optim.Optimizer
     raise SettingsError(f"optimizer must be a name, a torch.optim class or a pyro.optim instance; got {type(optimizer).__name__}")
 
 
-def _schedule(schedule: str | Callable[[int], float] | None, steps: int) -> Callable[[int], float] | None:
-    if schedule is None or schedule == "constant":
-        return None
+def _check_schedule(build: Callable[..., torch.optim.Optimizer]) -> None:
+    """Raise where a schedule would do nothing, or undo what the optimiser does itself."""
+    cls = build.func if isinstance(build, functools.partial) else build
+    options = build.keywords if isinstance(build, functools.partial) else {}
+    if cls is torch.optim.Rprop:
+        raise SettingsError("Rprop takes lr for its first step only and finds its own rates after it; drop schedule")
+    if cls is ClippedAdam and options.get("lrd", 1.0) != 1:
+        raise SettingsError("schedule and ClippedAdam's lrd would both set the rate; give one of them")
+
+
+def rate_factor(schedule: str | Callable[[int], float] | None, steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate by step, counted from 0.
+
+    Args:
+        schedule: A name in `SCHEDULES`, a function from the step to the factor, or None for `"constant"`.
+        steps: The number of steps that a named schedule spans.
+    """
+    if schedule is None:
+        schedule = "constant"
     if isinstance(schedule, str):
         if schedule not in SCHEDULES:
             raise SettingsError(f"unknown schedule {schedule!r}; {nearest(schedule, SCHEDULES)}")
