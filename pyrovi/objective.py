@@ -410,9 +410,10 @@ class KLWeight(Messenger):
         self.final, self.annealing = weight, annealing
         self.weight = weight
 
-    def at(self, step: int) -> None:
-        """Set the weight of a step, counted from 1: it rises linearly over the first `annealing` of them."""
+    def at(self, step: int) -> float:
+        """Set the weight to that of a step, counted from 1, and return it: it rises linearly over the first `annealing` of them."""
         self.weight = self.final * min(1.0, step / self.annealing) if self.annealing else self.final
+        return self.weight
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg):

@@ -1,0 +1,436 @@
+"""What takes a fit's steps: Pyro's SVI as it is, or the recorded program, interpreted or compiled, for one fit or for many at once."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from pyro.infer import ELBO, SVI
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch.utils._pytree import tree_leaves
+
+from pyrovi._typing import Guide, Model, Tensors
+from pyrovi.compiling import compiled, key, repeated
+from pyrovi.graphs import Recorded
+from pyrovi.minibatch import Batched, Minibatches
+from pyrovi.objective import KLWeight
+from pyrovi.preflight import Problem
+from pyrovi.program import Program
+from pyrovi.updates import FlatOptimizer, clip_by_norm
+
+__all__ = ["Engine", "Plain", "Traced", "feed"]
+
+SCORED = 20
+"""Evaluations of the ELBO that choose between the last iterate and the mean; both see the same draws and batches, so few do."""
+
+NOT_FINITE = r"Encountered (NaN|\+?-?inf)"
+"""How Pyro's warning of a loss that is not finite begins; the fit's status says it better."""
+
+BLOCK = 1_000
+"""The most steps whose noise is drawn at once."""
+
+NOISE = 2**18
+"""The most random numbers drawn at once for one fit: 1 MB in float32."""
+
+
+class Engine(Protocol):
+    """Takes steps. Where many fits run at once their axis comes first."""
+
+    name: str
+    fits: int
+    done: int
+    """The steps taken."""
+    averaged: int
+    """The iterates since the last `restart_average`."""
+
+    def run(self, elbo: NDArray[np.float64]) -> None:
+        """Take as many steps as `elbo`, shape `(fits, steps)`, has columns, and fill it in. A fit whose loss is not finite stops
+        there, its parameters as they were before the step; where all have, or the one has, the rest of the columns stay as they are.
+        """
+
+    def restart_average(self) -> None: ...
+
+    def values(self) -> list[Tensors]:
+        """Every fit's unconstrained parameters, copied."""
+
+    def means(self) -> list[Tensors]:
+        """Their means over the iterates since the last `restart_average`."""
+
+    def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
+        """The ELBO at these parameters over `SCORED` draws that depend on the seed alone, shape `(fits, SCORED)`."""
+
+    def stand(self, fit: int) -> tuple[Any, Any, dict[str, Any]]:
+        """Model, guide and their arguments as they were at the last step, to find out what went wrong in it."""
+
+
+def feed(problem: Problem, batched: Batched | None, seed: int) -> Iterator[dict[str, Any]]:
+    """What model and guide are called with, step by step; the batch, where there is one, is set on the way."""
+    if batched is None:
+        while True:
+            yield problem.seen()
+    assert problem.batches is not None
+    for rows in problem.batches.epochs(torch.Generator().manual_seed(seed), problem.device):
+        batched.take(rows)
+        yield {}
+
+
+class _NotFinite(Exception):
+    """The loss of a step is NaN or infinite; raised before the optimiser has seen its gradient."""
+
+
+def _checked(objective: ELBO) -> Callable[..., float]:
+    """`loss_and_grads`, but a loss that is not finite raises before its gradient is used."""
+
+    def loss_and_grads(model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
+        loss: float = objective.loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        if not math.isfinite(loss):
+            raise _NotFinite
+        return loss
+
+    return loss_and_grads
+
+
+class Plain:
+    """`svi.step` of Pyro's, for one fit."""
+
+    name, fits = "pyro", 1
+
+    def __init__(self, problem: Problem, objective: ELBO, kl: KLWeight | None, optim: pyro.optim.PyroOptim, seed: int) -> None:
+        self._problem, self._kl, self._seed = problem, kl, seed
+        self._batched = problem.batched()
+        model, guide = (problem.model, problem.guide) if self._batched is None else (self._batched.model, self._batched.guide)
+        self._model, self._guide = (kl(model), kl(guide)) if kl is not None else (model, guide)
+        self._svi = SVI(self._model, self._guide, optim, loss=objective.loss, loss_and_grads=_checked(objective))  # type: ignore[attr-defined]
+        self._decay = optim.step if isinstance(optim, PyroLRScheduler) else None
+        self._feed = feed(problem, self._batched, seed)
+        self._given: dict[str, Any] = {}
+        self._leaves = list(problem.parameters.leaves.values())
+        self.done = 0
+        self.restart_average()
+
+    def run(self, elbo: NDArray[np.float64]) -> None:
+        out = elbo[0]
+        with suppress(_NotFinite), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=NOT_FINITE)
+            for step in range(len(out)):
+                if self._kl is not None:
+                    self._kl.at(self.done + 1)
+                self._given = next(self._feed)
+                out[step] = np.nan
+                out[step] = -self._svi.step(**self._given)
+                self.done += 1
+                if self._decay is not None:
+                    self._decay()
+                self._add_to_average()
+
+    @torch.no_grad()
+    def _add_to_average(self) -> None:
+        if self._leaves:
+            torch._foreach_add_(self._sums, self._leaves)
+        self.averaged += 1
+
+    def restart_average(self) -> None:
+        self.averaged = 0
+        self._sums = [torch.zeros_like(leaf, requires_grad=False) for leaf in self._leaves]
+
+    def values(self) -> list[Tensors]:
+        return [self._problem.parameters.values()]
+
+    def means(self) -> list[Tensors]:
+        return [{n: total / self.averaged for n, total in zip(self._problem.parameters.leaves, self._sums, strict=True)}]
+
+    def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
+        self._problem.parameters.assign(values[0])
+        pyro.set_rng_seed(self._seed)
+        given, out = feed(self._problem, self._batched, self._seed), np.full((1, SCORED), -np.inf)
+        # A mean of iterates may lie where the model cannot be run; that must not cost the fit.
+        with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
+            warnings.filterwarnings("ignore", message=NOT_FINITE)
+            for i in range(SCORED):
+                out[0, i] = -self._svi.evaluate_loss(**next(given))
+        return out
+
+    def stand(self, fit: int) -> tuple[Any, Any, dict[str, Any]]:
+        return self._model, self._guide, self._given
+
+
+class _Block(NamedTuple):
+    """What some steps in a row need besides the parameters, all drawn beforehand."""
+
+    size: int | None
+    """Rows a step; None where all data are seen."""
+    shared: list[torch.Tensor]
+    """A number a step, the same for every fit, shape `(steps,)`: the step from 1, the rate and, where there is one, the KL weight."""
+    own: list[torch.Tensor]
+    """Shape `(fits, steps, …)`: normal and uniform numbers and, where there are batches, rows."""
+
+
+class Traced:
+    """The recorded program for many fits at once, each with its own start, noise, batches and, where wished, data.
+
+    Fit r draws what a fit of its own with the seed `seeds[r]` would draw, but for distributions whose draws cannot be made outside
+    of the program (Gamma and its kin). Noise is drawn a block of steps at a time, the same blocks however the steps are asked for,
+    so that neither the compiler nor the progress bar changes a fit.
+
+    Args:
+        program: The recorded step.
+        starts: Each fit's unconstrained parameters.
+        optimizer: How they move.
+        rate: The learning rate at a step, counted from 0.
+        steps: How many will be run.
+        seeds: Each fit's.
+        kl: The KL weight, where the program has one.
+        batches: How the data are batched, where they are.
+        clip_norm: The largest norm of one parameter's gradient.
+        stacked: Data that differ from fit to fit, with the fits as first axis, by their place in `program.tensors`.
+        compile: Whether to compile the step.
+        stand: From the rows of a step to model, guide and their arguments.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        starts: Sequence[Tensors],
+        optimizer: FlatOptimizer,
+        rate: Callable[[int], float],
+        steps: int,
+        seeds: Sequence[int],
+        *,
+        kl: KLWeight | None = None,
+        batches: Minibatches | None = None,
+        clip_norm: float | None = None,
+        stacked: Mapping[int, torch.Tensor] | None = None,
+        compile: bool = False,
+        stand: Callable[[torch.Tensor | None], tuple[Any, Any, dict[str, Any]]] | None = None,
+    ) -> None:
+        self.name, self.fits, self.done = "compiled" if compile else "traced", len(starts), 0
+        self._program, self._optimizer, self._rate, self._steps, self._seeds = program, optimizer, rate, steps, list(seeds)
+        self._kl, self._batches, self._clip_norm, self._stand = kl, batches, clip_norm, stand
+        self._stacked = dict(stacked or {})
+        self._fixed = {size: self._computed_once(step) for size, step in program.steps.items()}
+        self._calls = {size: self._batched(size) for size in program.steps}
+        self._flat = torch.stack([program.layout.flat(start) for start in starts])
+        self._state = tuple(optimizer.init(self._flat))
+        self._alive = torch.ones(self.fits, dtype=torch.bool)
+        self._total = torch.zeros_like(self._flat)
+        self._index = torch.zeros(1, dtype=torch.int64)
+        self.averaged = 0
+        self._noise = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        self._rows = self._row_feeds()
+        self._next_rows = [next(rows) for rows in self._rows]
+        self._blocks: dict[int | None, _Block] = {}
+        self._block, self._at, self._until = _Block(None, [], []), 0, 0
+        self._repeat: Callable[[], Any] | None = None
+        if compile:
+            self._compile(batches.batch_size if batches is not None else None)
+
+    @torch.no_grad()
+    def run(self, elbo: NDArray[np.float64]) -> None:
+        column, wanted = 0, elbo.shape[1]
+        while column < wanted:
+            if self._at == self._until:
+                self._draw_block()
+            asked = min(wanted - column, self._until - self._at)
+            losses, interrupted = self._take(asked)
+            taken = losses.shape[1]
+            elbo[:, column : column + taken] = -losses
+            column, self._at, self.done, self.averaged = column + taken, self._at + taken, self.done + taken, self.averaged + taken
+            if interrupted:
+                raise KeyboardInterrupt
+            if taken < asked or not self._alive.any():
+                return
+
+    def _take(self, steps: int) -> tuple[NDArray[np.float64], bool]:
+        """The losses of the next steps of this block, shape `(fits, steps)`; fewer where the only fit dies, or a key is pressed."""
+        compiled = self._repeat is not None and self._block.size == self._compiled_size
+        losses, interrupted = self._losses if compiled else torch.empty(self._until, self.fits), False
+        self._index.fill_(self._at)
+        try:
+            for at in range(self._at, self._at + steps):
+                if compiled:
+                    self._repeat()  # type: ignore[misc]
+                else:
+                    losses[at] = self._step(at)
+                    self._index += 1
+                    if self.fits == 1 and not self._alive[0]:
+                        break
+        except KeyboardInterrupt:
+            interrupted = True
+        taken = losses[self._at : int(self._index)].double().numpy().T.copy()
+        if self.fits == 1 and not self._alive[0]:
+            taken = taken[:, : int(np.isfinite(taken[0]).argmin())]
+        return taken, interrupted
+
+    def _step(self, at: int) -> torch.Tensor:
+        """One interpreted step."""
+        block = self._block
+        t, rate, *weight = (x[at] for x in block.shared)
+        inputs = self._arguments([x[:, at] for x in block.own], weight)
+        moved = self._moved(self._flat, self._state, self._alive, self._total, t, rate, inputs, self._fixed[block.size], block.size)
+        if self._repeat is None:
+            self._flat, self._state, self._alive, self._total, loss = moved
+        else:  # the compiled step knows these tensors by their place in memory
+            *new, loss = tree_leaves(moved)
+            for tensor, value in zip((self._flat, *self._state, self._alive, self._total), new, strict=True):
+                tensor.copy_(value)
+        return loss
+
+    @staticmethod
+    def _arguments(own: list[torch.Tensor], weight: list[torch.Tensor]) -> list[torch.Tensor]:
+        normal, uniform, *rows = own
+        return [*rows, *weight, normal, uniform]
+
+    def _moved(
+        self,
+        flat: torch.Tensor,
+        state: tuple[torch.Tensor, ...],
+        alive: torch.Tensor,
+        total: torch.Tensor,
+        t: torch.Tensor,
+        rate: torch.Tensor,
+        inputs: list[torch.Tensor],
+        fixed: list[torch.Tensor],
+        size: int | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A step of every fit, pure. A fit whose loss is not finite stays where it is from then on."""
+        gradient, loss = self._calls[size](flat, *inputs, *fixed)
+        if self._clip_norm is not None:
+            gradient = clip_by_norm(gradient, self._program.layout.sizes, self._clip_norm)
+        alive = alive & torch.isfinite(loss)
+        new, new_state = self._optimizer.update(flat, gradient, state, t, rate)
+        keep = alive[:, None]
+        flat = torch.where(keep, new, flat)
+        state = tuple(torch.where(keep, a, b) for a, b in zip(new_state, state, strict=True))
+        return flat, state, alive, total + flat, torch.where(alive, loss, torch.nan)
+
+    def _computed_once(self, step: Recorded) -> list[torch.Tensor]:
+        """The step's fixed values; those that depend on data of their own have the fits as first axis."""
+        tensors = [self._stacked.get(i, tensor) for i, tensor in enumerate(self._program.tensors)]
+        with torch.no_grad():
+            if not self._stacked:
+                return [value.contiguous() for value in step.prologue(*tensors)]
+            dims = tuple(0 if i in self._stacked else None for i in range(len(tensors)))
+            values = torch.func.vmap(step.prologue, in_dims=dims)(*tensors)
+            own = [bool(set(origin) & set(self._stacked)) for origin in step.tensor_of]
+            return [(v if mine else v[0]).contiguous() for v, mine in zip(values, own, strict=True)]
+
+    def _batched(self, size: int | None) -> Callable[..., Any]:
+        """The step's gradient `(fits, P)` and loss `(fits,)` as a function of arguments with an axis of fits."""
+        step = self._program.steps[size]
+        if self.fits == 1 and not self._stacked:
+
+            def alone(flat: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                gradient, loss = step.body(*(x[0] if d == 0 else x for x, d in zip((flat, *rest), dims, strict=True)))
+                return gradient[None], loss[None]
+
+        fixed = [0 if set(origin) & set(self._stacked) else None for origin in step.tensor_of]
+        rows = [0] if size is not None else []
+        weight = [None] if self._program.weighted else []
+        dims = (0, *rows, *weight, 0, 0, *fixed)
+        if self.fits == 1 and not self._stacked:
+            return alone
+        return torch.func.vmap(step.body, in_dims=dims, randomness="different")
+
+    def _row_feeds(self) -> list[Iterator[torch.Tensor]]:
+        if self._batches is None:
+            return []
+        return [self._batches.epochs(torch.Generator().manual_seed(seed), torch.device("cpu")) for seed in self._seeds]
+
+    def _capacity(self, size: int | None) -> int:
+        step = self._program.steps[size]
+        return min(BLOCK, self._steps, max(1, NOISE // (1 + step.normals + step.uniforms)))
+
+    def _draw_block(self) -> None:
+        """Draw what the next steps need: as many as see batches of one size, up to the block's capacity."""
+        size = len(self._next_rows[0]) if self._rows else None
+        count, rows = min(self._capacity(size), self._steps - self.done), []
+        while self._rows and len(rows) < count and len(self._next_rows[0]) == size:
+            rows.append(torch.stack(self._next_rows))
+            self._next_rows = [next(feed) for feed in self._rows]
+        count = len(rows) if self._rows else count
+        block = self._block = self._blocks.setdefault(size, self._buffers(size))
+        for generator, normal, uniform in zip(self._noise, *block.own[:2], strict=True):
+            torch.randn(count, normal.shape[1], generator=generator, out=normal[:count])
+            torch.rand(count, uniform.shape[1], generator=generator, out=uniform[:count])
+        if rows:
+            block.own[2][:, :count] = torch.stack(rows, 1)
+        numbers = range(self.done, self.done + count)
+        shared = [[n + 1 for n in numbers], [self._rate(n) for n in numbers]]
+        if self._kl is not None:
+            shared.append([self._kl.at(n + 1) for n in numbers])
+        for buffer, values in zip(block.shared, shared, strict=True):
+            buffer[:count] = torch.tensor(values, dtype=buffer.dtype)
+        self._at, self._until = 0, count
+
+    def _buffers(self, size: int | None) -> _Block:
+        step, steps = self._program.steps[size], self._capacity(size)
+        shared = [torch.zeros(steps, dtype=torch.float64) for _ in range(3 if self._kl is not None else 2)]
+        own = [torch.zeros(self.fits, steps, n, dtype=step.dtype) for n in (step.normals, step.uniforms)]
+        rows = [] if size is None else [torch.zeros(self.fits, steps, size, dtype=torch.int64)]
+        return _Block(size, shared, own + rows)
+
+    def _compile(self, size: int | None) -> None:
+        """Compile the step on batches of this size, in place on this fit's own tensors."""
+        self._compiled_size = size
+        block = self._blocks.setdefault(size, self._buffers(size))
+        self._losses = torch.zeros(self._capacity(size), self.fits, dtype=self._flat.dtype)
+        fixed, states, shared, own = self._fixed[size], len(self._state), len(block.shared), len(block.own)
+        changing = [self._index, self._flat, self._alive, self._total, self._losses, *self._state]
+        arguments = [*changing, *block.shared, *block.own, *fixed]
+
+        def step(*given: torch.Tensor) -> tuple[()]:
+            index, flat, alive, total, losses, *rest = given
+            state, rest = tuple(rest[:states]), rest[states:]
+            t, rate, *weight = (x.index_select(0, index).squeeze(0) for x in rest[:shared])
+            inputs = self._arguments([x.index_select(1, index).squeeze(1) for x in rest[shared : shared + own]], weight)
+            *new, loss = tree_leaves(self._moved(flat, state, alive, total, t, rate, inputs, rest[shared + own :], size))
+            losses.index_put_((index,), loss[None])
+            for tensor, value in zip((flat, *state, alive, total), new, strict=True):
+                tensor.copy_(value)
+            index.add_(1)
+            return ()
+
+        shapes = [(tuple(x.shape), x.dtype) for x in arguments]
+        name = key(self._program.steps[size].body.code, self._optimizer, self._clip_norm, shapes)
+        self._repeat = repeated(compiled(name, step, arguments), arguments, len(changing))
+
+    def restart_average(self) -> None:
+        self.averaged = 0
+        self._total.zero_()
+
+    def values(self) -> list[Tensors]:
+        return [self._program.layout.named(row) for row in self._flat.clone()]
+
+    def means(self) -> list[Tensors]:
+        return [self._program.layout.named(row / self.averaged) for row in self._total]
+
+    @torch.no_grad()
+    def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
+        flat = torch.stack([self._program.layout.flat(value) for value in values])
+        noise = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        feeds, out = self._row_feeds(), np.empty((self.fits, SCORED))
+        torch.manual_seed(self._seeds[0])  # for draws that are made inside the program
+        weight = [torch.tensor(self._kl.weight)] if self._kl is not None else []
+        for i in range(SCORED):
+            rows = [torch.stack([next(feed) for feed in feeds])] if feeds else []
+            size = rows[0].shape[1] if rows else None
+            step = self._program.steps[size]
+            own = [
+                torch.stack([draw(n, generator=generator, dtype=step.dtype) for generator in noise])
+                for draw, n in ((torch.randn, step.normals), (torch.rand, step.uniforms))
+            ]
+            _, loss = self._calls[size](flat, *self._arguments([*own, *rows], weight), *self._fixed[size])
+            out[:, i] = -loss.double().numpy()
+        return out
+
+    def stand(self, fit: int) -> tuple[Any, Any, dict[str, Any]]:
+        rows = self._block.own[2][fit, min(int(self._index), self._until) - 1] if self._rows else None
+        assert self._stand is not None
+        return self._stand(rows)

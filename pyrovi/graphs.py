@@ -1,0 +1,555 @@
+"""A function recorded once as a graph of tensor operations that is pure: everything that varies, noise included, is an input.
+
+The function is run once, Pyro's handlers and the backward pass included, and its ATen operations are written down. What the passes below
+do to that graph is what makes it a function in the mathematical sense, which can be batched, compiled and repeated.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pyrovi.errors import first_line
+
+__all__ = ["NotTraceable", "Recorded", "record", "rerecord", "size_of"]
+
+aten = torch.ops.aten
+
+
+class NotTraceable(Exception):
+    """A function that cannot be one graph; the text says why."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A pure function, in two parts: what depends on the constants alone, and the rest.
+
+    `prologue(*tensors)` gives the values that stay the same while the tensors do; `body(*inputs, normal, uniform, *fixed)` the
+    function's own outputs. `normal` and `uniform` are vectors of as many random numbers as the two counts say.
+    """
+
+    body: GraphModule
+    prologue: GraphModule
+    normals: int
+    uniforms: int
+    tensor_of: tuple[tuple[int, ...], ...]
+    """For every fixed value, which of the tensors it was computed from."""
+    dtype: torch.dtype
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every tensor operation as it is carried out.
+
+    `make_fx` of torch does as much, but imports a compiler first, for some seconds, and takes ten times as long.
+    """
+
+    def __init__(self, root: torch.nn.Module, graph: Graph, nodes: Mapping[int, Node], varying: Sequence[Node]) -> None:
+        super().__init__()
+        self._root, self._graph = root, graph
+        self._nodes = dict(nodes)
+        self._varies = set(varying)
+        self._kept: list[torch.Tensor] = []  # alive, so that no id is used twice
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler in order to keep it out of here
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten._efficientzerotensor.default:  # of which backward passes make use, and nothing else knows
+            func = aten.zeros.default
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        varies = torch.Tag.nondeterministic_seeded in func.tags or any(self.node(x) in self._varies for x in tensors)
+        if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
+            if varies:
+                raise NotTraceable(f"its course depends on the value of a parameter, a draw or a batch ({func})")
+            if func in LOOKS:
+                return func(*args, **kwargs)
+        if func in CHECKS:
+            return None
+        out = func(*args, **kwargs)
+        source = self.node(args[0]) if tensors and args[0] is tensors[0] else None
+        if source is not None and (func in IDENTITIES or _does_nothing(func, args, kwargs, out)):
+            self._note(out, source)
+            return out
+        node = self._graph.call_function(func, *tree_map(self._argument, (args, kwargs)))
+        if varies:
+            self._varies.add(node)
+        node.meta["val"] = out
+        if isinstance(out, torch.Tensor):
+            self._note(out, node)
+        elif isinstance(out, (tuple, list)):
+            for i, part in enumerate(out):
+                if isinstance(part, torch.Tensor):
+                    item = self._graph.call_function(operator.getitem, (node, i))
+                    self._varies |= {item} if varies else set()
+                    item.meta["val"] = part
+                    self._note(part, item)
+        return out
+
+    def _argument(self, value: Any) -> Any:
+        return self.node(value) if isinstance(value, torch.Tensor) else value
+
+    def node(self, tensor: torch.Tensor) -> Node:
+        if id(tensor) not in self._nodes:
+            name = f"constant_{len(self._kept)}"
+            self._root.register_buffer(name, tensor.detach())
+            node = self._graph.get_attr(name)
+            node.meta["val"] = tensor
+            self._note(tensor, node)
+        return self._nodes[id(tensor)]
+
+    def _note(self, tensor: torch.Tensor, node: Node) -> None:
+        self._kept.append(tensor)
+        self._nodes[id(tensor)] = node
+
+
+class _Friendly(TorchFunctionMode):
+    """Functions that look at values needlessly, in other words."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.one_hot and len(args) == 2:  # torch's looks whether all classes are below their number
+            return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
+        return func(*args, **(kwargs or {}))
+
+
+LOOKS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
+IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift.default}
+CHECKS = {aten._assert_async.default, aten._assert_async.msg, aten._assert_tensor_metadata.default}
+
+
+def _does_nothing(func: Any, args: Any, kwargs: Any, out: Any) -> bool:
+    """Whether an operation gives back what it was given: an expansion to the same shape, a sum with nought."""
+    x = args[0]
+    if not isinstance(out, torch.Tensor) or out.shape != x.shape or out.dtype != x.dtype:
+        return False
+    if func in (aten.expand.default, aten.view.default):
+        return True
+    if len(args) != 2 or kwargs or isinstance(args[1], torch.Tensor):
+        return False
+    nought = func in (aten.add.Tensor, aten.sub.Tensor)
+    return (nought and args[1] == 0) or (func in (aten.mul.Tensor, aten.div.Tensor) and args[1] == 1)
+
+
+def record(
+    function: Callable[..., Sequence[torch.Tensor]],
+    inputs: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],
+    flat: Mapping[str, torch.Tensor] | None = None,
+    *,
+    check: bool = True,
+) -> Recorded:
+    """Record a function of `inputs` that also reads `tensors` and the parameters `flat` from wherever it keeps them.
+
+    Args:
+        function: Of the inputs, which may be none; it returns tensors.
+        inputs: Examples; their shapes are kept, their values are not.
+        tensors: Tensors that the function knows by name or closure and that may be exchanged for others of their shape. Any
+            other tensor that it reads is a constant of the graph.
+        flat: Leaves that become slices of one vector, the body's first input, in this order.
+        check: Whether to run the function and its graph once more, from the same random numbers, and compare.
+
+    Raises:
+        NotTraceable: It looks at values while it runs, changes a tensor that outlives it, or gives another answer the second time.
+    """
+    flat = flat or {}
+    dtypes = {leaf.dtype for leaf in flat.values()}
+    if len(dtypes) > 1:
+        raise NotTraceable(f"parameters of {len(dtypes)} dtypes do not make one vector")
+    dtype = dtypes.pop() if dtypes else torch.get_default_dtype()
+    root, graph = torch.nn.Module(), Graph()
+    lifted = {i: _placeholder(graph, f"tensor_{i}", tensor) for i, tensor in enumerate(tensors)}
+    vector = _placeholder(graph, "flat", torch.empty(sum(leaf.numel() for leaf in flat.values()), dtype=dtype))
+    given = [_placeholder(graph, f"input_{i}", tensor) for i, tensor in enumerate(inputs)]
+    leaves, start = [], 0
+    for leaf in flat.values():
+        part = graph.call_function(aten.slice.Tensor, (vector, 0, start, start + leaf.numel()))
+        leaves.append(graph.call_function(aten.view.default, (part, list(leaf.shape))))
+        leaves[-1].meta["val"] = leaf
+        start += leaf.numel()
+    known = [
+        *zip(tensors, lifted.values(), strict=True),
+        *zip(inputs, given, strict=True),
+        *zip(flat.values(), leaves, strict=True),
+    ]
+    rng = torch.get_rng_state()
+    recorder = _Recorder(root, graph, {id(tensor): node for tensor, node in known}, [vector, *given, *leaves])
+    try:
+        with _Friendly():
+            with recorder:
+                out = function(*inputs)
+            graph.output(tuple(recorder.node(value) for value in out))
+            module = GraphModule(root, graph)
+            if check:
+                _compare(function, module, inputs, tensors, torch.cat([leaf.detach().reshape(-1) for leaf in flat.values()]))
+    except NotTraceable:
+        raise
+    except Exception as error:
+        raise NotTraceable(f"{type(error).__name__}: {first_line(error)}") from error
+    finally:
+        torch.set_rng_state(rng)
+    module.graph.eliminate_dead_code()
+    normals, uniforms = _draw_outside(module, vector)
+    _checks_as_nan(module)
+    module = _functional(module)
+    _merge(module.graph)
+    by_name = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}  # it may have been recorded anew
+    return _split(module, {i: by_name[node.name] for i, node in lifted.items()}, len(tensors), normals, uniforms, dtype)
+
+
+def rerecord(function: Callable[..., Any], examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> GraphModule:
+    """A pure function as one graph: of a graph that has been vectorised by `torch.func`, for instance."""
+    root, graph = torch.nn.Module(), Graph()
+    nodes = [
+        _placeholder(graph, name, x) for name, x in zip(names or [f"x{i}" for i in range(len(examples))], examples, strict=True)
+    ]
+    with torch.no_grad(), _Recorder(root, graph, {id(x): node for x, node in zip(examples, nodes, strict=True)}, nodes) as recorder:
+        out = function(*examples)
+    graph.output(tuple(recorder.node(value) for value in out))
+    graph.eliminate_dead_code()
+    _merge(graph)
+    return GraphModule(root, graph)
+
+
+def _placeholder(graph: Graph, name: str, example: torch.Tensor) -> Node:
+    node = graph.placeholder(name)
+    node.meta["val"] = example
+    return node
+
+
+def size_of(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _compare(
+    function: Callable[..., Any],
+    module: GraphModule,
+    inputs: Sequence[torch.Tensor],
+    tensors: Sequence[torch.Tensor],
+    flat: torch.Tensor,
+) -> None:
+    state = torch.get_rng_state()
+    wanted = function(*inputs)
+    torch.set_rng_state(state)
+    with torch.no_grad():
+        got = module(*tensors, flat, *inputs)
+    for a, b in zip(wanted, got, strict=True):
+        if not torch.allclose(a.detach(), b, rtol=1e-3, atol=1e-4 * (1 + float(a.detach().abs().max())), equal_nan=True):
+            raise NotTraceable("run twice it does not do the same: it keeps a state of its own, or draws outside of torch")
+
+
+def _in_place(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
+
+
+def _is_view(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns))
+
+
+def _draw_outside(module: GraphModule, after: Node) -> tuple[int, int]:
+    """Replace the draws by slices of two inputs, one of standard Normal and one of uniform numbers."""
+    graph = module.graph
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    noise = {}
+    last = inputs[-1]
+    for kind in ("normal", "uniform"):
+        with graph.inserting_after(last):
+            last = noise[kind] = graph.placeholder(kind)
+    used = {"normal": 0, "uniform": 0}
+
+    def take(kind: str, node: Node) -> Node:
+        value = node.meta["val"]
+        start, n = used[kind], value.numel()
+        used[kind] += n
+        part = graph.call_function(aten.slice.Tensor, (noise[kind], 0, start, start + n))
+        part = graph.call_function(aten.view.default, (part, list(value.shape)))
+        return part if value.dtype == after.meta["val"].dtype else graph.call_function(aten.to.dtype, (part, value.dtype))
+
+    def call(op: Any, *args: Any) -> Node:
+        return graph.call_function(op, args)
+
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in DRAWS:
+            continue
+        with graph.inserting_before(node):
+            drawn = DRAWS[node.target](node, take, call)
+        if drawn is None:
+            continue
+        drawn.meta["val"] = node.meta["val"]
+        if _in_place(node):
+            _supersede(graph, node, drawn)
+        node.replace_all_uses_with(drawn)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    for kind, placeholder in noise.items():
+        placeholder.meta["val"] = torch.empty(used[kind], dtype=after.meta["val"].dtype)
+    return used["normal"], used["uniform"]
+
+
+def _scaled(kind: str, first: float, second: float, names: tuple[str, str]) -> Callable[..., Node]:
+    """A draw written into a tensor, x.normal_(mean, std) and its kin, whose two arguments have these defaults."""
+
+    def build(node: Node, take: Any, call: Any) -> Node:
+        a, b = (
+            node.args[i + 1] if len(node.args) > i + 1 else node.kwargs.get(name, default)
+            for i, (name, default) in enumerate(zip(names, (first, second), strict=True))
+        )
+        drawn = take(kind, node)
+        scale = b - a if kind == "uniform" else b
+        drawn = drawn if scale == 1 else call(aten.mul.Tensor, drawn, scale)
+        return drawn if a == 0 else call(aten.add.Tensor, drawn, a)
+
+    return build
+
+
+def _normal_about(node: Node, take: Any, call: Any) -> Node:
+    mean, std = node.args[:2]
+    return call(aten.add.Tensor, call(aten.mul.Tensor, take("normal", node), std), mean)
+
+
+def _bernoulli(node: Node, take: Any, call: Any) -> Node:
+    probability = node.args[1] if _in_place(node) else node.args[0]
+    return call(aten.to.dtype, call(_compare_op(probability), take("uniform", node), probability), node.meta["val"].dtype)
+
+
+def _compare_op(probability: Any) -> Any:
+    return aten.lt.Tensor if isinstance(probability, Node) else aten.lt.Scalar
+
+
+def _exponential(node: Node, take: Any, call: Any) -> Node:
+    rate = node.args[1] if len(node.args) > 1 else 1.0
+    drawn = call(aten.neg.default, call(aten.log1p.default, call(aten.neg.default, take("uniform", node))))
+    return drawn if rate == 1 else call(aten.div.Tensor, drawn, rate)
+
+
+def _cauchy(node: Node, take: Any, call: Any) -> Node:
+    median, sigma = (*node.args[1:3], *(0.0, 1.0)[len(node.args) - 1 :])
+    turn = call(aten.mul.Tensor, call(aten.sub.Tensor, take("uniform", node), 0.5), torch.pi)
+    return call(aten.add.Tensor, call(aten.mul.Tensor, call(aten.tan.default, turn), sigma), median)
+
+
+def _categorical(node: Node, take: Any, call: Any) -> Node | None:
+    weights, n = node.args[:2]
+    if n != 1:
+        return None
+    below = call(aten.cumsum.default, weights, -1)
+    total = call(aten.slice.Tensor, below, -1, -1)
+    drawn = take("uniform", node)
+    past = call(aten.ge.Tensor, call(aten.mul.Tensor, call(aten.to.dtype, drawn, weights.meta["val"].dtype), total), below)
+    return call(aten.sum.dim_IntList, past, [-1], True)
+
+
+DRAWS: dict[Any, Callable[..., Node | None]] = {
+    aten.normal_.default: _scaled("normal", 0, 1, ("mean", "std")),
+    aten.randn.default: lambda node, take, call: take("normal", node),
+    aten.randn_like.default: lambda node, take, call: take("normal", node),
+    aten.normal.Tensor_Tensor: _normal_about,
+    aten.normal.Tensor_float: _normal_about,
+    aten.normal.float_Tensor: _normal_about,
+    aten.uniform_.default: _scaled("uniform", 0, 1, ("from", "to")),
+    aten.rand.default: lambda node, take, call: take("uniform", node),
+    aten.rand_like.default: lambda node, take, call: take("uniform", node),
+    aten.bernoulli.default: _bernoulli,
+    aten.bernoulli_.Tensor: _bernoulli,
+    aten.bernoulli_.float: _bernoulli,
+    aten.exponential_.default: _exponential,
+    aten.cauchy_.default: _cauchy,
+    aten.multinomial.default: _categorical,
+    aten._standard_gamma.default: lambda node, take, call: call(torch.ops.pyrovi.standard_gamma.default, node.args[0]),
+    aten._standard_gamma_grad.default: lambda node, take, call: call(torch.ops.pyrovi.standard_gamma_grad.default, *node.args),
+}
+"""How each draw of torch is made from outside noise. Gamma draws reject, and so cannot be; what is not here draws where it stands."""
+
+STILL_RANDOM = {torch.ops.aten.poisson.default, torch.ops.aten.binomial.default, torch.ops.aten._sample_dirichlet.default}
+
+_library = torch.library.Library("pyrovi", "DEF")
+_library.define("standard_gamma(Tensor concentration) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+_library.define("standard_gamma_grad(Tensor concentration, Tensor value) -> Tensor")
+_library.impl("standard_gamma", lambda a: torch._standard_gamma(a.contiguous()), "CompositeExplicitAutograd")
+_library.impl(
+    "standard_gamma_grad", lambda a, x: torch._standard_gamma_grad(a.contiguous(), x), "CompositeExplicitAutograd"
+)  # torch's own have no rule for vmap
+torch.library.register_fake("pyrovi::standard_gamma", lambda a: torch.empty_like(a, memory_format=torch.contiguous_format))
+torch.library.register_fake("pyrovi::standard_gamma_grad", lambda a, x: torch.empty_like(x))
+
+
+def _gamma_vmap(info: Any, dims: Any, a: torch.Tensor) -> tuple[torch.Tensor, int]:
+    a = a.movedim(dims[0], 0) if dims[0] is not None else a.expand(info.batch_size, *a.shape)
+    return torch.ops.pyrovi.standard_gamma(a), 0
+
+
+def _gamma_grad_vmap(info: Any, dims: Any, *args: torch.Tensor) -> tuple[torch.Tensor, int]:
+    a, x = (v.movedim(d, 0) if d is not None else v.expand(info.batch_size, *v.shape) for v, d in zip(args, dims, strict=True))
+    return torch.ops.pyrovi.standard_gamma_grad(a, x), 0
+
+
+torch.library.register_vmap("pyrovi::standard_gamma", _gamma_vmap)
+torch.library.register_vmap("pyrovi::standard_gamma_grad", _gamma_grad_vmap)
+
+
+def _supersede(graph: Graph, node: Node, value: Node) -> None:
+    """Let what comes after an in-place operation read the new value instead of the tensor that was written into."""
+    target = node.args[0]
+    if not isinstance(target, Node) or target.op != "call_function":
+        raise NotTraceable(f"{node.target} changes a tensor that outlives the step")
+    later, seen = False, []
+    for other in graph.nodes:
+        if other is node:
+            later = True
+        elif later and other in target.users and other is not value:
+            seen.append(other)
+    for other in seen:
+        other.replace_input_with(target, value)
+
+
+def _checks_as_nan(module: GraphModule) -> None:
+    """A factorisation that fails gives NaN instead of an exception: for a batch of fits the others go on."""
+    graph = module.graph
+    for node in [n for n in graph.nodes if n.target is aten._linalg_check_errors.default]:
+        info = node.args[0]
+        factorised = info.args[0] if info.target is operator.getitem else None
+        graph.erase_node(node)
+        if factorised is None:
+            continue
+        for out in [u for u in factorised.users if u.target is operator.getitem and u is not info]:
+            shape = out.meta["val"].dim() - info.meta["val"].dim()
+            if not out.meta["val"].is_floating_point():
+                continue
+            users = list(out.users)
+            with graph.inserting_after(max(out, info)):
+                good = graph.call_function(aten.eq.Scalar, (info, 0))
+            with graph.inserting_after(good):
+                good_ = graph.call_function(aten.view.default, (good, [*info.meta["val"].shape, *(1,) * shape]))
+            with graph.inserting_after(good_):
+                nan = graph.call_function(aten.full_like.default, (out, float("nan")))
+            with graph.inserting_after(nan):
+                masked = graph.call_function(aten.where.self, (good_, out, nan))
+            masked.meta["val"] = out.meta["val"]
+            for user in users:
+                user.replace_input_with(out, masked)
+
+
+def _functional(module: GraphModule) -> GraphModule:
+    """The same without in-place operations."""
+    graph = module.graph
+    for node in [n for n in graph.nodes if n.op == "call_function" and _in_place(n)]:
+        target, packet = node.args[0], str(node.target._schema.name).split("::")[1]
+        pure = getattr(getattr(aten, packet.removesuffix("_"), None), node.target._overloadname or "default", None)
+        viewed = isinstance(target, Node) and (_is_view(target) or any(_is_view(u) for u in target.users))
+        if pure is None or viewed or not packet.endswith("_"):
+            return _functionalized(module)
+        with graph.inserting_before(node):
+            value = graph.call_function(pure, node.args, node.kwargs)
+        value.meta["val"] = node.meta["val"]
+        _supersede(graph, node, value)
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _functionalized(module: GraphModule) -> GraphModule:
+    """The same by torch's own means, which run it anew."""
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+    try:
+        again = rerecord(
+            torch.func.functionalize(module), [n.meta["val"].detach().clone() for n in inputs], [n.name for n in inputs]
+        )
+    except Exception as error:
+        raise NotTraceable(f"an in-place operation has no pure form ({first_line(error)})") from error
+    if any(_in_place(n) for n in again.graph.nodes if n.op == "call_function"):
+        raise NotTraceable("it changes a tensor that outlives the step")
+    return again
+
+
+def _merge(graph: Graph) -> None:
+    """Compute once what is computed twice."""
+    seen: dict[Any, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            key: Any = ("get_attr", node.target)
+        elif node.op == "call_function" and not _random(node):
+            key = (node.target, _hashable(node.args), _hashable(node.kwargs))
+        else:
+            continue
+        try:
+            known = seen.setdefault(key, node)
+        except TypeError:
+            continue
+        if known is not node:
+            node.replace_all_uses_with(known)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _random(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return tuple(sorted((k, _hashable(v)) for k, v in value.items()))
+    return value if isinstance(value, Node) else (type(value), value)
+
+
+VALUE_DEPENDENT = ("nonzero", "masked_select", "_unique", "unique_", "_local_scalar_dense", "bincount", "equal")
+
+
+def _split(
+    module: GraphModule, lifted: Mapping[int, Node], tensors: int, normals: int, uniforms: int, dtype: torch.dtype
+) -> Recorded:
+    """Part what depends on the tensors and constants alone from what depends on the inputs, parameters and noise."""
+    graph = module.graph
+    origin: dict[Node, frozenset[int]] = {node: frozenset([i]) for i, node in lifted.items()}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            origin[node] = frozenset()
+        elif node.op == "call_function" and not _random(node) and all(a in origin for a in node.all_input_nodes):
+            origin[node] = frozenset().union(*(origin[a] for a in node.all_input_nodes))
+    early = Graph(module)
+    copies: dict[Node, Node] = {}
+    for i in range(tensors):
+        placeholder = early.placeholder(f"tensor_{i}")
+        if i in lifted:
+            copies[lifted[i]] = placeholder
+    for node in graph.nodes:
+        if node in origin and node not in copies:
+            copies[node] = early.node_copy(node, lambda n: copies[n])
+    kept = [n for n in origin if any(user not in origin for user in n.users) and isinstance(n.meta.get("val"), torch.Tensor)]
+    tuples = [n for n in origin if not isinstance(n.meta.get("val"), torch.Tensor) and any(u not in origin for u in n.users)]
+    if tuples:
+        raise NotTraceable(f"{tuples[0].target} of constants gives no tensor")
+    early.output(tuple(copies[n] for n in kept))
+    early.eliminate_dead_code()
+    last = [n for n in graph.nodes if n.op == "placeholder"][-1]
+    for i, node in enumerate(kept):
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"fixed_{i}")
+        last.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(last)
+    for node in reversed(list(graph.nodes)):
+        if node in origin:
+            graph.erase_node(node)
+    for node in graph.nodes:
+        name = str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else ""
+        if name.startswith(VALUE_DEPENDENT):
+            raise NotTraceable(f"{node.target} depends on the values of a latent or parameter")
+    graph.eliminate_dead_code()
+    graph.lint()
+    module.recompile()
+    return Recorded(module, GraphModule(module, early), normals, uniforms, tuple(tuple(sorted(origin[n])) for n in kept), dtype)
