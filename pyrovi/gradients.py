@@ -82,7 +82,7 @@ class Run:
         """Raise unless the guide, run again, scores its draws as it did."""
         try:
             again = self.guide_again()
-        except NotImplementedError as error:
+        except (NotImplementedError, KeyError) as error:  # KeyError: Pyro's flows look for a draw of their own
             raise SettingsError(
                 "the guide cannot score a draw that is handed to it (a transform of its has no inverse), as this gradient wants; "
                 "use gradient='total'"
