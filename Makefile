@@ -42,8 +42,12 @@ wheel-file: setup
 recipes: setup
 	$(BIN)/python benchmarks/recipes.py
 
-bench: setup
-	$(BIN)/python benchmarks/eager.py
+bench: $(VENV)/.peers
+	$(BIN)/python benchmarks/bench.py
+
+$(VENV)/.peers: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,288 @@
+"""The rows of the table: what is timed, against whom, and the target.
+
+A measurement gives pairs of figures, pyrovi's and the peer's.
+Torch, Pyro and the peers are imported when their row comes, after the threads have been set.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+
+Pairs = list[tuple[float, float]]
+"""Figures of pyrovi and of the peer, a pair a round."""
+
+
+class Job(NamedTuple):
+    key: str
+    name: str
+    peer: str
+    target: float | None
+    measure: Callable[[int], Pairs]
+    needs: tuple[str, ...] = ()
+    unit: str = "s"
+    at_least: bool = False
+    remark: str = ""
+    """A sentence for the page: what limits the row, or what else to know of it."""
+
+
+def seconds(run: Callable[[], object]) -> float:
+    gc.collect()
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def a_step(run: Callable[[int], object], short: int, long: int) -> float:
+    """Seconds a step, from fits of two lengths."""
+    return (seconds(lambda: run(long)) - seconds(lambda: run(short))) / (long - short)
+
+
+def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Pairs:
+    pairs = []
+    for i in range(rounds):
+        if i % 2:
+            second, first = theirs(), ours()
+            pairs.append((first, second))
+        else:
+            pairs.append((ours(), theirs()))
+    return pairs
+
+
+def peer(name: str) -> Any:
+    """One of the modules beside this one, imported when its row comes: what it stands for may not be installed."""
+    return importlib.import_module(name)
+
+
+def child(*arguments: str, fresh: bool = False) -> tuple[float, dict[str, Any]]:
+    """When a Python process began, and what it printed last, as JSON; `fresh` gives it caches of its own, empty."""
+    with tempfile.TemporaryDirectory() as folder:
+        caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "XDG_CACHE_HOME": folder, "PYTENSOR_FLAGS": f"base_compiledir={folder}"}
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, **(caches if fresh else {})},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    lines = done.stdout.splitlines()
+    return began, json.loads(lines[-1]) if lines else {}
+
+
+def imports(rounds: int) -> Pairs:
+    def one(module: str) -> float:
+        return seconds(lambda: child("-c", f"import {module}"))
+
+    one("pyrovi")  # the disk's cache
+    return in_turn(lambda: one("pyrovi"), lambda: one("pyro"), rounds)
+
+
+def eager(name: str, guide: str | None, particles: int, steps: int, validate: bool, rounds: int) -> Pairs:
+    from pyro.infer.autoguide import AutoNormal
+
+    pyro, ours = peer("in_pyro"), peer("in_pyrovi")
+    program = pyro.recipe(name, AutoNormal if guide else None, particles)
+    pyro.loop(program, 20)
+    ours.fit(program, "pyro", steps=20)
+    return in_turn(
+        lambda: seconds(lambda: ours.fit(program, "pyro", steps=steps)), lambda: pyro.loop(program, steps, validate), rounds
+    )
+
+
+def whole(model: str, steps: int, rounds: int, against: str = "in_numpyro", **sizes: int) -> Pairs:
+    """Whole fits, warm."""
+    program, other = getattr(peer("in_pyro"), model)(**sizes), getattr(peer(against), model)(**sizes)
+    run = peer(against).run if against == "in_numpyro" else peer(against).loop
+
+    def ours() -> float:
+        return seconds(lambda: peer("in_pyrovi").fit(program, steps=steps))
+
+    def theirs() -> float:
+        return seconds(lambda: run(other, steps))
+
+    ours(), theirs()
+    return in_turn(ours, theirs, rounds)
+
+
+def step(model: str, restarts: int, lengths: tuple[int, int], rounds: int, **sizes: int) -> Pairs:
+    """A step of one fit, in µs; with restarts, of all of them over their number."""
+    program, fit = getattr(peer("in_pyro"), model)(**sizes), peer("in_pyrovi").fit
+    more = {"restarts": restarts} if restarts > 1 else {}
+    scanned = peer("in_numpyro").Scanned(getattr(peer("in_numpyro"), model)(**sizes), restarts if restarts > 1 else None)
+    fit(program, steps=lengths[0], **more)
+    for n in lengths:
+        scanned(n)
+    scale = 1e6 / restarts
+    return in_turn(
+        lambda: scale * a_step(lambda n: fit(program, steps=n, **more), *lengths), lambda: scale * a_step(scanned, *lengths), rounds
+    )
+
+
+def cold(module: str, rounds: int) -> Pairs:
+    """From the start of a process to a posterior near the optimum."""
+
+    def one(*arguments: str) -> float:
+        began, printed = child(*arguments, fresh=True)
+        _check(arguments[0], printed["loc"], printed["sd"])
+        return float(printed["mark"]) - began
+
+    return in_turn(lambda: one(str(HERE / "in_pyrovi.py"), "accurately"), lambda: one(str(HERE / f"{module}.py")), rounds)
+
+
+def warm(module: str, rounds: int) -> Pairs:
+    ours, theirs, program = peer("in_pyrovi"), peer(module), peer("in_pyro").schools()
+
+    def one(side: Any, run: Callable[[], Any]) -> float:
+        found: list[Any] = []
+        took = seconds(lambda: found.append(run()))
+        _check(side.__name__, *side.posterior(found[0]))
+        return took
+
+    def both() -> tuple[Callable[[], float], Callable[[], float]]:
+        return (
+            lambda: one(ours, lambda: ours.accurately(program)),
+            lambda: one(theirs, lambda: theirs.accurately(**theirs.BEST)),
+        )
+
+    for run in both():
+        run()
+    return in_turn(*both(), rounds)
+
+
+@functools.cache
+def _optimum() -> Any:
+    return peer("problems").optimum()
+
+
+def _check(who: str, loc: Any, sd: Any) -> None:
+    import numpy as np
+
+    reached = peer("problems").Gaussians(np.asarray(loc), np.asarray(sd))
+    if not reached.near(_optimum()):
+        mean, spread = reached.errors(_optimum())
+        raise AssertionError(f"{Path(who).stem} is {mean:.2f} sd and {spread:.0%} of an sd from the optimum: not near enough")
+
+
+def gamma(against: str, particles: int, lengths: tuple[int, int], rounds: int) -> Pairs:
+    """A step in ms."""
+    program, fit = peer("in_pyro").digits(particles), peer("in_pyrovi").fit
+    if against == "numpyro":
+        theirs = peer("in_numpyro").Scanned(peer("in_numpyro").digits(particles))
+    else:
+        theirs = functools.partial(peer("in_pyro").loop, program)
+    fit(program, steps=lengths[0])
+    for n in lengths:
+        theirs(n)
+    return in_turn(lambda: 1e3 * a_step(lambda n: fit(program, steps=n), *lengths), lambda: 1e3 * a_step(theirs, *lengths), rounds)
+
+
+def replicates(n: int, steps: int, rounds: int) -> Pairs:
+    ours, program = peer("in_pyrovi"), peer("in_pyro").schools()
+    ours.replicates(n, steps=steps)
+    return in_turn(
+        lambda: seconds(lambda: ours.replicates(n, steps=steps)),
+        lambda: seconds(lambda: ours.fit(program, "pyro", steps=steps)),
+        rounds,
+    )
+
+
+def training(against: str, lengths: tuple[int, int], rounds: int) -> Pairs:
+    """Images a second."""
+    import torch
+
+    problems, program, fit = peer("problems"), peer("in_pyro").autoencoder(), peer("in_pyrovi").images
+    if against == "torch":
+        theirs = functools.partial(peer("in_torch").loop, torch.as_tensor(program.data["images"]))
+    else:
+        theirs = functools.partial(peer("in_pyro").image_loop, program)
+    fit(program, steps=lengths[0])
+    theirs(20)
+    return in_turn(
+        lambda: problems.BATCH / a_step(lambda n: fit(program, steps=n), *lengths),
+        lambda: problems.BATCH / a_step(theirs, *lengths),
+        rounds,
+    )
+
+
+def memory(arguments: tuple[str, ...], engine: str, rounds: int) -> Pairs:
+    """Peak MiB of a process of its own."""
+
+    def one(*words: str) -> float:
+        return float(child(*words)[1]["peak"])
+
+    return in_turn(
+        lambda: one(str(HERE / "in_pyrovi.py"), *arguments, engine), lambda: one(str(HERE / "in_pyro.py"), *arguments), rounds
+    )
+
+
+EAGER = {
+    "normal_mean, 1 particle": ("normal_mean", None, 1, 2_000),
+    "normal_mean, AutoNormal": ("normal_mean", "normal", 1, 2_000),
+    "linear_regression, 16 particles": ("linear_regression", None, 16, 1_000),
+    "gamma_poisson, 16 particles": ("gamma_poisson", None, 16, 300),
+}
+LARGE = {"houses": 10_000, "counties": 2_400}
+NUMPYRO, PYMC = ("numpyro",), ("pymc",)
+NEAR = "eight schools to within 0.1 sd and 10% of an sd of the mean-field optimum"
+
+JOBS = [
+    Job("import", "`import pyrovi`", "`import pyro`", 1.1, imports),
+    *(
+        Job(f"eager-{i}-{key}", f"plain engine, {name}, {job[3]:,} steps, whole fit", who, target,
+            functools.partial(eager, *job, key == "bare"))
+        for i, (name, job) in enumerate(EAGER.items(), 1)
+        for key, who, target in (("bare", "a bare `svi.step` loop", 1.05), ("unchecked", "the same, Pyro's validation off", None))
+    ),
+    Job("run-pyro", "eight schools, 5,000 steps, warm", "a bare `svi.step` loop", None,
+        functools.partial(whole, "schools", 5_000, against="in_pyro")),
+    Job("run-schools", "eight schools (20 parameters), 5,000 steps, warm", "NumPyro, `svi.run`", 0.5,
+        functools.partial(whole, "schools", 5_000), NUMPYRO),
+    Job("run-radon", "radon-like regression (350 parameters), 5,000 steps, warm", "NumPyro, `svi.run`", 0.5,
+        functools.partial(whole, "radon_like", 5_000), NUMPYRO),
+    Job("run-large", "radon-like, 10,000 houses (9,610 parameters), 5,000 steps, warm", "NumPyro, `svi.run`", 0.5,
+        functools.partial(whole, "radon_like", 5_000, **LARGE), NUMPYRO),
+    Job("step-schools-1", "eight schools, a step", "NumPyro, scanned by hand", 1.2,
+        functools.partial(step, "schools", 1, (10_000, 110_000)), NUMPYRO, "µs"),
+    Job("step-schools-64", "eight schools, a step per fit at 64 restarts", "NumPyro, scanned and vmapped", 1.0,
+        functools.partial(step, "schools", 64, (2_000, 22_000)), NUMPYRO, "µs"),
+    Job("step-radon-1", "radon-like, a step", "NumPyro, scanned by hand", 1.2,
+        functools.partial(step, "radon_like", 1, (5_000, 25_000)), NUMPYRO, "µs"),
+    Job("step-radon-64", "radon-like, a step per fit at 64 restarts", "NumPyro, scanned and vmapped", 1.0,
+        functools.partial(step, "radon_like", 64, (200, 1_200)), NUMPYRO, "µs"),
+    Job("cold-numpyro", f"{NEAR}, cold process", "NumPyro, `svi.run`", 0.33, functools.partial(cold, "in_numpyro"), NUMPYRO),
+    Job("warm-numpyro", f"{NEAR}, warm", "NumPyro, `svi.run`", 0.1, functools.partial(warm, "in_numpyro"), NUMPYRO),
+    Job("cold-pymc", f"{NEAR}, cold process", "PyMC, `pm.fit`", None, functools.partial(cold, "in_pymc"), PYMC),
+    Job("warm-pymc", f"{NEAR}, warm", "PyMC, `pm.fit`", None, functools.partial(warm, "in_pymc"), PYMC),
+    Job("gamma-pyro", "gamma_poisson, 128 particles, a step", "Pyro", 0.25,
+        functools.partial(gamma, "pyro", 128, (50, 150)), (), "ms"),
+    Job("gamma-numpyro", "gamma_poisson, 128 particles, a step", "NumPyro, scanned by hand", 0.15,
+        functools.partial(gamma, "numpyro", 128, (50, 150)), NUMPYRO, "ms"),
+    Job("replicates", "512 calibration replicates of the eight schools, 5,000 steps, warm", "one fit on the plain engine", 2.0,
+        functools.partial(replicates, 512, 5_000)),
+    Job("vae-torch", "autoencoder 784-400-20, training", "PyTorch, a loop by hand", 0.9,
+        functools.partial(training, "torch", (200, 600)), (), "images/s", True),
+    Job("vae-pyro", "autoencoder 784-400-20, training", "a bare `svi.step` loop", None,
+        functools.partial(training, "pyro", (200, 600)), (), "images/s", True),
+    *(
+        Job(f"memory-{key}-{engine}", f"peak memory, {name}, engine `{engine}`", "a bare `svi.step` loop", 1.2,
+            functools.partial(memory, arguments, engine), (), "MiB")
+        for key, name, arguments in (
+            ("gamma", "gamma_poisson, 128 particles", ("gamma_poisson", "100", "128")),
+            ("vae", "autoencoder 784-400-20", ("autoencoder", "200")),
+        )
+        for engine in ("auto", "compiled")
+    ),
+]  # fmt: skip
