@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,15 +19,26 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch.utils._pytree import tree_leaves
 
 from pyrovi._typing import Guide, Model, Tensors
-from pyrovi.compiling import compiled, key, repeated
-from pyrovi.graphs import Recorded
+from pyrovi.compiling import compiled, is_compiled, key, repeated
+from pyrovi.graphs import NotTraceable, Recorded
 from pyrovi.minibatch import Batched, Minibatches
 from pyrovi.objective import KLWeight
 from pyrovi.preflight import Problem
-from pyrovi.program import Program
-from pyrovi.updates import FlatOptimizer, clip_by_norm
+from pyrovi.program import Program, program
+from pyrovi.updates import FlatOptimizer, clip_by_norm, flat_optimizer
 
-__all__ = ["Engine", "Plain", "Traced", "feed"]
+__all__ = ["ENGINES", "Engine", "Plain", "Traced", "make_engine"]
+
+ENGINES = ("auto", "pyro", "traced", "compiled")
+
+SHORT = 200
+"""Steps below which a fit runs on plain Pyro: recording a step takes about as long as thirty of Pyro's."""
+
+COMPILE_SECONDS = 0.015
+"""What compiling takes for each operation of the program, one core; from Inductor's cache on disk about a fifth of it."""
+
+OPERATION_SECONDS = 2.5e-6
+"""What the interpreter adds to each operation, and the compiler saves."""
 
 SCORED = 20
 """Evaluations of the ELBO that choose between the last iterate and the mean; both see the same draws and batches, so few do."""
@@ -50,9 +63,15 @@ class Engine(Protocol):
     averaged: int
     """The iterates since the last `restart_average`."""
 
+    @property
+    def died(self) -> list[bool]:
+        """Which fits have met a loss that is not finite."""
+
     def run(self, elbo: NDArray[np.float64]) -> None:
-        """Take as many steps as `elbo`, shape `(fits, steps)`, has columns, and fill it in. A fit whose loss is not finite stops
-        there, its parameters as they were before the step; where all have, or the one has, the rest of the columns stay as they are.
+        """Take as many steps as `elbo`, shape `(fits, steps)`, has columns, and fill it in.
+
+        A fit whose loss is not finite stops there, its parameters as they were before that step, its ELBO NaN; so does the run,
+        where there is no other fit.
         """
 
     def restart_average(self) -> None: ...
@@ -70,7 +89,7 @@ class Engine(Protocol):
         """Model, guide and their arguments as they were at the last step, to find out what went wrong in it."""
 
 
-def feed(problem: Problem, batched: Batched | None, seed: int) -> Iterator[dict[str, Any]]:
+def _feed(problem: Problem, batched: Batched | None, seed: int) -> Iterator[dict[str, Any]]:
     """What model and guide are called with, step by step; the batch, where there is one, is set on the way."""
     if batched is None:
         while True:
@@ -109,22 +128,25 @@ class Plain:
         self._model, self._guide = (kl(model), kl(guide)) if kl is not None else (model, guide)
         self._svi = SVI(self._model, self._guide, optim, loss=objective.loss, loss_and_grads=_checked(objective))  # type: ignore[attr-defined]
         self._decay = optim.step if isinstance(optim, PyroLRScheduler) else None
-        self._feed = feed(problem, self._batched, seed)
+        self._feed = _feed(problem, self._batched, seed)
         self._given: dict[str, Any] = {}
         self._leaves = list(problem.parameters.leaves.values())
-        self.done = 0
+        self.done, self.died = 0, [False]
         self.restart_average()
 
     def run(self, elbo: NDArray[np.float64]) -> None:
-        out = elbo[0]
-        with suppress(_NotFinite), warnings.catch_warnings():
+        (out,) = elbo
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=NOT_FINITE)
             for step in range(len(out)):
                 if self._kl is not None:
                     self._kl.at(self.done + 1)
                 self._given = next(self._feed)
-                out[step] = np.nan
-                out[step] = -self._svi.step(**self._given)
+                try:
+                    out[step] = -self._svi.step(**self._given)
+                except _NotFinite:
+                    self.died = [True]
+                    return
                 self.done += 1
                 if self._decay is not None:
                     self._decay()
@@ -149,7 +171,7 @@ class Plain:
     def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
         self._problem.parameters.assign(values[0])
         pyro.set_rng_seed(self._seed)
-        given, out = feed(self._problem, self._batched, self._seed), np.full((1, SCORED), -np.inf)
+        given, out = _feed(self._problem, self._batched, self._seed), np.full((1, SCORED), -np.inf)
         # A mean of iterates may lie where the model cannot be run; that must not cost the fit.
         with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
             warnings.filterwarnings("ignore", message=NOT_FINITE)
@@ -191,6 +213,7 @@ class Traced:
         clip_norm: The largest norm of one parameter's gradient.
         stacked: Data that differ from fit to fit, with the fits as first axis, by their place in `program.tensors`.
         compile: Whether to compile the step.
+        label: The optimiser's name and options, by which a compiled step is known again.
         stand: From the rows of a step to model, guide and their arguments.
     """
 
@@ -208,11 +231,12 @@ class Traced:
         clip_norm: float | None = None,
         stacked: Mapping[int, torch.Tensor] | None = None,
         compile: bool = False,
+        label: str = "",
         stand: Callable[[torch.Tensor | None], tuple[Any, Any, dict[str, Any]]] | None = None,
     ) -> None:
         self.name, self.fits, self.done = "compiled" if compile else "traced", len(starts), 0
         self._program, self._optimizer, self._rate, self._steps, self._seeds = program, optimizer, rate, steps, list(seeds)
-        self._kl, self._batches, self._clip_norm, self._stand = kl, batches, clip_norm, stand
+        self._kl, self._batches, self._clip_norm, self._label, self._stand = kl, batches, clip_norm, label, stand
         self._stacked = dict(stacked or {})
         self._fixed = {size: self._computed_once(step) for size, step in program.steps.items()}
         self._calls = {size: self._batched(size) for size in program.steps}
@@ -228,8 +252,13 @@ class Traced:
         self._blocks: dict[int | None, _Block] = {}
         self._block, self._at, self._until = _Block(None, [], []), 0, 0
         self._repeat: Callable[[], Any] | None = None
+        self._main_size = batches.batch_size if batches is not None else None
         if compile:
-            self._compile(batches.batch_size if batches is not None else None)
+            self._compile(self._main_size)
+
+    @property
+    def died(self) -> list[bool]:
+        return [not alive for alive in self._alive.tolist()]
 
     @torch.no_grad()
     def run(self, elbo: NDArray[np.float64]) -> None:
@@ -245,11 +274,11 @@ class Traced:
             if interrupted:
                 raise KeyboardInterrupt
             if taken < asked or not self._alive.any():
-                return
+                return  # the only fit has died, or all have
 
     def _take(self, steps: int) -> tuple[NDArray[np.float64], bool]:
         """The losses of the next steps of this block, shape `(fits, steps)`; fewer where the only fit dies, or a key is pressed."""
-        compiled = self._repeat is not None and self._block.size == self._compiled_size
+        compiled = self._repeat is not None and self._block.size == self._main_size
         losses, interrupted = self._losses if compiled else torch.empty(self._until, self.fits), False
         self._index.fill_(self._at)
         try:
@@ -378,7 +407,6 @@ class Traced:
 
     def _compile(self, size: int | None) -> None:
         """Compile the step on batches of this size, in place on this fit's own tensors."""
-        self._compiled_size = size
         block = self._blocks.setdefault(size, self._buffers(size))
         self._losses = torch.zeros(self._capacity(size), self.fits, dtype=self._flat.dtype)
         fixed, states, shared, own = self._fixed[size], len(self._state), len(block.shared), len(block.own)
@@ -397,9 +425,41 @@ class Traced:
             index.add_(1)
             return ()
 
-        shapes = [(tuple(x.shape), x.dtype) for x in arguments]
-        name = key(self._program.steps[size].body.code, self._optimizer, self._clip_norm, shapes)
-        self._repeat = repeated(compiled(name, step, arguments), arguments, len(changing))
+        self._repeat = repeated(compiled(self._key(size), step, arguments), arguments, len(changing))
+
+    def _key(self, size: int | None) -> str:
+        shapes = [(tuple(x.shape), x.dtype) for x in (self._flat, *self._fixed[size])]
+        where = sorted(self._stacked)
+        return key(
+            self._program.steps[size].body.code,
+            self._label,
+            self._clip_norm,
+            self._capacity(size),
+            size,
+            self._kl is None,
+            shapes,
+            where,
+        )
+
+    def worth_compiling(self) -> bool:
+        """Whether the compiler would save more time than it takes, by what a few interpreted steps take."""
+        size = self._main_size
+        step = self._program.steps[size]
+        operations = len(step.body.graph.nodes)
+        if is_compiled(self._key(size)):
+            return True
+        fixed, weight = self._fixed[size], [torch.tensor(1.0)] if self._program.weighted else []
+        own = [torch.zeros(self.fits, n, dtype=step.dtype) for n in (step.normals, step.uniforms)]
+        rows = [] if size is None else [torch.zeros(self.fits, size, dtype=torch.int64)]
+        times = []
+        with torch.no_grad():
+            for _ in range(4):
+                began = time.perf_counter()
+                self._calls[size](self._flat, *self._arguments([*own, *rows], weight), *fixed)
+                times.append(time.perf_counter() - began)
+        idle = operations * OPERATION_SECONDS
+        saved = idle + 0.4 * max(0.0, min(times) - idle)  # of the arithmetic itself, fusing saves about so much
+        return self._steps * saved > operations * COMPILE_SECONDS
 
     def restart_average(self) -> None:
         self.averaged = 0
@@ -434,3 +494,70 @@ class Traced:
         rows = self._block.own[2][fit, min(int(self._index), self._until) - 1] if self._rows else None
         assert self._stand is not None
         return self._stand(rows)
+
+
+def make_engine(
+    kind: str,
+    problem: Problem,
+    objective: ELBO,
+    kl: KLWeight | None,
+    optimizer: Any,
+    optim: pyro.optim.PyroOptim,
+    settings: Mapping[str, Any],
+    steps: int,
+    rate: Callable[[int], float],
+    seeds: Sequence[int],
+    starts: Sequence[Tensors],
+    stacked: Mapping[int, torch.Tensor] | None = None,
+) -> tuple[Engine | None, str]:
+    """The engine for these fits, and why it is not the one that was asked for; no engine where only plain Pyro can run them.
+
+    `"auto"` records all but the shortest fits, and compiles where the time that this saves, measured on a few interpreted steps,
+    exceeds what the compiler is known to take. Noise is the same in both, so that the choice changes a fit by rounding alone.
+    """
+    if kind == "pyro":
+        return None, ""
+    if kind == "auto" and steps * len(seeds) < SHORT:
+        return None, f"fewer than {SHORT} steps"
+    flat = flat_optimizer(optimizer)
+    try:
+        if flat is None:
+            raise NotTraceable(f"optimizer {settings['optimizer']} has no pure form")
+        recorded = program(problem, objective, kl)
+
+        def engine(compile: bool) -> Traced:
+            return Traced(
+                recorded,
+                starts,
+                flat,
+                rate,
+                steps,
+                seeds,
+                kl=kl,
+                batches=problem.batches,
+                clip_norm=settings["clip_norm"],
+                stacked=stacked,
+                compile=compile,
+                label=settings["optimizer"],
+                stand=functools.partial(_stand, problem, kl),
+            )
+
+        traced = engine(compile=False)
+        if kind == "traced" or (kind == "auto" and not traced.worth_compiling()):
+            return traced, ""
+    except NotTraceable as reason:
+        return None, f"{reason}"
+    try:
+        return engine(compile=True), ""
+    except NotTraceable as reason:
+        return traced, f"{reason}"
+
+
+def _stand(problem: Problem, kl: KLWeight | None, rows: torch.Tensor | None) -> tuple[Any, Any, dict[str, Any]]:
+    batched = problem.batched()
+    if batched is None or rows is None:
+        model, guide, data = problem.model, problem.guide, problem.seen()
+    else:
+        batched.take(rows)
+        model, guide, data = batched.model, batched.guide, {}
+    return (kl(model), kl(guide), data) if kl is not None else (model, guide, data)

@@ -1,24 +1,19 @@
-"""The loop: `svi.step` until the steps, the ELBO or the user say stop, and which parameters to report."""
+"""The loop: an engine takes steps until their number, the ELBO or the user say stop, and which parameters to report."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.infer import ELBO, SVI
-from pyro.optim.lr_scheduler import PyroLRScheduler
 
-from pyrovi._typing import Guide, Model, Tensors
-from pyrovi.minibatch import Batched
-from pyrovi.objective import KLWeight
+from pyrovi._typing import Tensors
+from pyrovi.engine import Engine
 from pyrovi.preflight import Problem
 from pyrovi.progress import Progress
 from pyrovi.result import Status
@@ -33,7 +28,7 @@ class Step(NamedTuple):
     number: int
     """From 1."""
     elbo: float
-    """This step's estimate, in nats, of all the data."""
+    """This step's estimate, in nats, of all the data; of several fits the highest."""
     parameters: Callable[[], Tensors]
     """Call it for the constrained parameters as they stand; that costs a copy."""
 
@@ -42,7 +37,7 @@ Callback = Callable[[Step], object]
 
 
 class Outcome(NamedTuple):
-    """How the loop ended: the ELBO by step, the unconstrained values to report, and over how many iterates they are a mean."""
+    """How a fit ended: its ELBO by step, the unconstrained values to report, and over how many iterates they are a mean."""
 
     elbo: NDArray[np.float64]
     status: Status
@@ -51,147 +46,114 @@ class Outcome(NamedTuple):
     averaged: int
 
 
-NOT_FINITE = r"Encountered (NaN|\+?-?inf)"
-"""How Pyro's warning of a loss that is not finite begins; the fit's status says it better."""
-
-
-class _NotFinite(Exception):
-    """The loss of a step is NaN or infinite; raised before the optimiser has seen its gradient."""
-
-
-def _checked(objective: ELBO) -> Callable[..., float]:
-    """`loss_and_grads`, but a loss that is not finite raises before its gradient is used."""
-
-    def loss_and_grads(model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
-        loss: float = objective.loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
-        if not math.isfinite(loss):
-            raise _NotFinite
-        return loss
-
-    return loss_and_grads
-
-
-class _Average:
-    """The mean of the parameters over the steps since the last `reset`."""
-
-    def __init__(self, leaves: Mapping[str, torch.Tensor]) -> None:
-        self._names, self._leaves = list(leaves), list(leaves.values())
-        self.reset()
-
-    def reset(self) -> None:
-        self.count = 0
-        self._sums = [torch.zeros_like(leaf, requires_grad=False) for leaf in self._leaves]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        if self._leaves:
-            torch._foreach_add_(self._sums, self._leaves)
-        self.count += 1
-
-    def mean(self) -> Tensors:
-        return {name: total / self.count for name, total in zip(self._names, self._sums, strict=True)}
-
-
 def optimise(
     problem: Problem,
-    objective: ELBO,
-    kl: KLWeight | None,
-    optim: pyro.optim.PyroOptim,
+    engine: Engine,
     steps: int,
     stop: str | None,
-    seed: int,
+    *,
+    annealed: int = 0,
+    decays: bool = False,
     progress: Progress,
-    callbacks: list[Callback],
-) -> Outcome:
-    """The loop. Between events (a look at the ELBO, a refresh of the bar) it does what a bare `svi.step` loop does."""
-    batched = problem.batched()
-    model, guide = (problem.model, problem.guide) if batched is None else (batched.model, batched.guide)
-    if kl is not None:
-        model, guide = kl(model), kl(guide)
-    feed = _feed(problem, batched, seed)
-    svi = SVI(model, guide, optim, loss=objective.loss, loss_and_grads=_checked(objective))  # type: ignore[attr-defined]
-    decay = optim.step if isinstance(optim, PyroLRScheduler) else None
-    parameters = problem.parameters
-    average = _Average(parameters.leaves)
-    elbo = np.empty(steps)
+    callbacks: Sequence[Callback] = (),
+) -> list[Outcome]:
+    """Let an engine take its steps; one outcome for every fit that it runs.
+
+    Args:
+        problem: What is fitted.
+        engine: What takes the steps.
+        steps: The largest number of them.
+        stop: `"auto"` ends the run when every fit has converged.
+        annealed: Until that step the objective itself moves, and no fit counts as converged.
+        decays: Whether a schedule lowers the rate: the last iterate is then the one to report.
+        progress: The bar.
+        callbacks: Called after every step.
+    """
+    elbo = np.full((engine.fits, steps), np.nan)
     look_at = looks(steps)
-    first_average = 0 if stop == "auto" or len(look_at) == 1 else look_at[-2]
-    annealed = kl.annealing if kl is not None else 0  # until then the objective itself moves
-    window, last_good = 0, parameters.values()
-    judged: Plateau | None = None
-    status, advice, done = Status.step_limit, "", 0
-    given: dict[str, Any] = {}
+    average_from = 0 if stop == "auto" or len(look_at) == 1 else look_at[-2]
+    window, last_good = 0, engine.values()
+    judged: list[Plateau] = []
+    ended, trouble = "", None
     try:
-        with warnings.catch_warnings(), progress:
-            warnings.filterwarnings("ignore", message=NOT_FINITE)
-            for step in range(1, steps + 1):
-                if kl is not None:
-                    kl.at(step)
-                given = next(feed)
-                elbo[step - 1] = -svi.step(**given)
-                done = step
-                if decay is not None:
-                    decay()
-                if step > first_average:
-                    average.update()
-                if callbacks:
-                    told = Step(step, float(elbo[step - 1]), lambda: parameters.constrained(parameters.values()))
-                    if any([callback(told) is True for callback in callbacks]):
-                        status, advice = Status.interrupted, f"A callback ended the fit at step {step:,} of {steps:,}."
-                        break
+        with progress:
+            while engine.done < steps and not ended:
+                if engine.done == average_from:
+                    engine.restart_average()
+                until = _next_event(engine.done, average_from, look_at[0], progress.due) if not callbacks else engine.done + 1
+                engine.run(elbo[:, engine.done : until])
+                step = engine.done
+                if step < until or all(engine.died):
+                    break
+                if callbacks and _called(callbacks, step, elbo[:, step - 1], engine, problem):
+                    ended = f"A callback ended the fit at step {step:,} of {steps:,}."
+                    break
                 if step >= progress.due:
-                    progress.show(step, elbo)
+                    progress.show(step, elbo[_best(elbo[:, step - 1])])
                 if step == look_at[0]:
-                    judged = plateau(elbo[window:step], problem.structure.dimension)
-                    if step == steps or (stop == "auto" and judged.reached and window >= annealed):
+                    judged = [plateau(row[window:step], problem.structure.dimension) for row in elbo]
+                    settled = all(p.reached or died for p, died in zip(judged, engine.died, strict=True))
+                    if step == steps or (stop == "auto" and window >= annealed and settled):
                         break
                     look_at.pop(0)
-                    window, last_good = step, parameters.values()
-                    average.reset()
-            progress.show(done, elbo)
+                    window, last_good = step, engine.values()
+                    engine.restart_average()
+            progress.show(engine.done, elbo[_best(elbo[:, max(0, engine.done - 1)])])
     except KeyboardInterrupt:
-        if not done:
+        if not engine.done:
             raise
-        status, advice = Status.interrupted, f"Stopped by hand after {done:,} of {steps:,} steps; this is the fit so far."
-    except (_NotFinite, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        status, advice = Status.diverged, _why_diverged(model, guide, given, done, error)
+        ended = f"Stopped by hand after {engine.done:,} of {steps:,} steps; this is the fit so far."
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        trouble = error
     except Exception as error:
-        if done:
-            error.add_note(f"raised after {done:,} steps of pyrovi.fit")
+        if engine.done:
+            error.add_note(f"raised after {engine.done:,} steps of pyrovi.fit")
         raise
 
-    elbo = elbo[:done]
-    values, averaged = parameters.values(), 0
-    if status is Status.diverged:
-        if not all(torch.isfinite(v).all() for v in (*values.values(), *parameters.constrained(values).values())):
-            values = last_good
-    elif status is Status.step_limit and judged is not None:
-        status = Status.converged if judged.reached else status
-        if decay is None and average.count >= MIN_WINDOW:
-            mean = average.mean()
-            with suppress(KeyboardInterrupt):  # too late to interrupt: the last iterate it is
-                last_scores, mean_scores = (_scores(svi, problem, batched, seed, v) for v in (values, mean))
-                if _prefers_mean(last_scores, mean_scores):
-                    values, averaged = mean, average.count
-        advice = _advice(status, judged, steps, done)
-    return Outcome(elbo, status, advice, values, averaged)
+    values = engine.values()
+    lost = [died or trouble is not None for died in engine.died]
+    means, preferred = None, [False] * engine.fits
+    if not (ended or decays or all(lost)) and judged and engine.averaged >= MIN_WINDOW:
+        means = engine.means()
+        with suppress(KeyboardInterrupt):  # too late to interrupt: the last iterate it is
+            preferred = [_prefers_mean(*pair) for pair in zip(engine.scores(values), engine.scores(means), strict=True)]
+    outcomes = []
+    for fit, (last, died) in enumerate(zip(values, lost, strict=True)):
+        row, averaged = elbo[fit, : engine.done], 0
+        if died:
+            row = row[: int(np.append(np.isfinite(row), False).argmin())]
+            status, advice = Status.diverged, _why_diverged(problem, engine, fit, last, len(row), trouble)
+            if not _finite(problem, last):
+                last = last_good[fit]
+        elif ended or not judged:
+            status, advice = Status.interrupted, ended
+        else:
+            status = Status.converged if judged[fit].reached else Status.step_limit
+            if means is not None and preferred[fit]:
+                last, averaged = means[fit], engine.averaged
+            advice = _advice(status, judged[fit], steps, len(row))
+        outcomes.append(Outcome(row, status, advice, last, averaged))
+    return outcomes
 
 
-SCORED = 20
-"""Evaluations of the ELBO that choose between the last iterate and the mean; both see the same draws and batches, so few do."""
+def _next_event(done: int, average_from: int, look: int, due: float) -> int:
+    """The step up to which an engine may run on its own."""
+    events = [look, max(done + 1, math.ceil(due)) if math.isfinite(due) else look]
+    return min(events + ([average_from] if done < average_from else []))
 
 
-def _scores(svi: SVI, problem: Problem, batched: Batched | None, seed: int, values: Tensors) -> NDArray[np.float64]:
-    """The ELBO at given parameters, over draws and batches that depend on the seed alone, shape `(SCORED,)`."""
-    problem.parameters.assign(values)
-    pyro.set_rng_seed(seed)
-    feed, out = _feed(problem, batched, seed), np.full(SCORED, -np.inf)
-    # A mean of iterates may lie where the model cannot be run; that must not cost the fit.
-    with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
-        warnings.filterwarnings("ignore", message=NOT_FINITE)
-        for i in range(SCORED):
-            out[i] = -svi.evaluate_loss(**next(feed))
-    return out
+def _called(callbacks: Sequence[Callback], step: int, elbo: NDArray[np.float64], engine: Engine, problem: Problem) -> bool:
+    best = _best(elbo)
+    told = Step(step, float(elbo[best]), lambda: problem.parameters.constrained(engine.values()[best]))
+    return any([callback(told) is True for callback in callbacks])
+
+
+def _best(elbo: NDArray[np.float64]) -> int:
+    return int(np.where(np.isnan(elbo), -np.inf, elbo).argmax())
+
+
+def _finite(problem: Problem, values: Tensors) -> bool:
+    return all(torch.isfinite(v).all() for v in (*values.values(), *problem.parameters.constrained(values).values()))
 
 
 def _prefers_mean(last: NDArray[np.float64], mean: NDArray[np.float64]) -> bool:
@@ -218,10 +180,12 @@ def _advice(status: Status, judged: Plateau, steps: int, done: int) -> str:
     return f"The ELBO is too noisy to tell whether it still rises ({judged}); use more particles, more steps or a lower lr."
 
 
-def _why_diverged(model: Model, guide: Guide, data: Mapping[str, Any], done: int, error: Exception) -> str:
+def _why_diverged(problem: Problem, engine: Engine, fit: int, values: Tensors, done: int, error: Exception | None) -> str:
     """Name the sites whose log_prob is not finite, at the parameters where it happened."""
     culprits: list[str] = []
     try:
+        problem.parameters.assign(values)
+        model, guide, data = engine.stand(fit)
         with poutine.block(), torch.no_grad():
             guide_trace = poutine.trace(guide).get_trace(**data)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**data)
@@ -236,19 +200,8 @@ def _why_diverged(model: Model, guide: Guide, data: Mapping[str, Any], done: int
         culprits = []
         error = again
     what = f"log_prob of {', '.join(map(repr, dict.fromkeys(culprits)))}" if culprits else "the loss"
-    why = f" ({type(error).__name__}: {str(error).splitlines()[0]})" if str(error) else ""
+    why = f" ({type(error).__name__}: {str(error).splitlines()[0]})" if error is not None and str(error) else ""
     return (
         f"At step {done + 1:,} {what} was not finite{why}. The parameters are the last finite ones. Lower lr, set "
         "clip_norm, use more particles, or constrain the parameters that ran away."
     )
-
-
-def _feed(problem: Problem, batched: Batched | None, seed: int) -> Iterator[dict[str, Any]]:
-    """What model and guide are called with, step by step; the batch, where there is one, is set on the way."""
-    if batched is None:
-        while True:
-            yield problem.seen()
-    assert problem.batches is not None
-    for rows in problem.batches.epochs(torch.Generator().manual_seed(seed), problem.device):
-        batched.take(rows)
-        yield {}

@@ -58,7 +58,7 @@ def bare_loop(model, guide, data, steps, lr, particles=1, nesting=1):
 
 @pytest.mark.parametrize("particles", [1, 7])
 def test_the_fit_is_the_svi_step_loop_bit_for_bit(particles):
-    ours = fit(particles=particles)
+    ours = fit(particles=particles, engine="pyro")
     elbo, values = bare_loop(mean_model, mean_guide, {"x": torch.tensor(X, dtype=torch.float32)}, 50, 0.05, particles)
     assert ours.elbo[0].tolist() == elbo
     assert {k: v.item() for k, v in ours.parameters.items()} == {k: v.item() for k, v in values.items()}
@@ -67,7 +67,7 @@ def test_the_fit_is_the_svi_step_loop_bit_for_bit(particles):
 def test_the_fit_is_the_svi_step_loop_on_the_document_model():
     data = gamma_poisson.load(m=5)
     tensors = {k: torch.tensor(v, dtype=torch.float32) for k, v in data.items()}
-    ours = fit(gamma_poisson.model, gamma_guide.guide, data, particles=4, steps=30)
+    ours = fit(gamma_poisson.model, gamma_guide.guide, data, particles=4, steps=30, engine="pyro")
     elbo, _ = bare_loop(gamma_poisson.model, lambda x, prior_image: gamma_guide.guide(prior_image), tensors, 30, 0.05, 4, nesting=2)
     assert ours.elbo[0].tolist() == elbo
 
@@ -265,19 +265,23 @@ def test_the_mean_of_the_iterates_yields_to_a_clearly_better_last_one_or_where_i
     assert not _prefers_mean(nowhere, nowhere)
 
 
-def test_a_mean_of_iterates_where_the_model_cannot_be_run_does_not_cost_the_fit(monkeypatch):
+@pytest.mark.parametrize("which", ["pyro", "traced"])
+def test_a_mean_of_iterates_where_the_model_cannot_be_run_does_not_cost_the_fit(monkeypatch, which):
     """Cholesky fails at the mean alone, as it may between two modes: the last iterate is reported."""
-    from pyrovi import svi
+    from pyrovi import engine
 
-    monkeypatch.setattr(svi._Average, "mean", lambda self: {"loc": torch.tensor(1e6), "scale": torch.tensor(0.0)})
+    far = [{"loc": torch.tensor(1e6), "scale": torch.tensor(0.0)}]
+    for kind in (engine.Plain, engine.Traced):
+        monkeypatch.setattr(kind, "means", lambda self: far)
 
     def model(x):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        torch.linalg.cholesky((1e3 - w) * torch.eye(1))
+        root = torch.linalg.cholesky((1e3 - w) * torch.eye(1))
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(w + 0 * root[0, 0], 1.0), obs=x)
 
-    result = fit(model, steps=250)
+    result = fit(model, steps=250, engine=which)
+    assert result.settings["engine"] == which
     assert result.settings["averaged_steps"] == 0
     assert abs(result.parameters["loc"].item()) < 10
 
