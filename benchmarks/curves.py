@@ -59,15 +59,12 @@ def point(curve: Curve, size: int, rounds: int) -> Point:
     name, sizes, settings = curve.programs(size)
     lengths, fit = curve.points[size], rows.peer("in_pyrovi").fit
     program = getattr(rows.peer("in_pyro"), name)(**sizes)
-    fit(program, steps=lengths[0], **settings)
-    times = [rows.a_step(lambda n: fit(program, steps=n, **settings), *lengths) for _ in range(rounds)]
-    theirs = math.nan
+    theirs = None
     if importlib.util.find_spec("numpyro"):
-        scanned = rows.peer("in_numpyro").Scanned(getattr(rows.peer("in_numpyro"), name)(**sizes), settings.get("restarts"))
-        for n in lengths:
-            scanned(n)
-        theirs = statistics.median(rows.a_step(scanned, *lengths) for _ in range(rounds))
-    found = Point(size, 1e6 * statistics.median(times), 1e6 * theirs)
+        theirs = rows.peer("in_numpyro").Scanned(getattr(rows.peer("in_numpyro"), name)(**sizes), settings.get("restarts"))
+    pairs = rows.steps_in_turn(lambda n: fit(program, steps=n, **settings), theirs or (lambda n: None), lengths, rounds)
+    ours, scanned = (1e6 * statistics.median(side) for side in zip(*pairs, strict=True))
+    found = Point(size, ours, scanned if theirs else math.nan)
     print(f"{curve.name} {size:,}: {found.pyrovi:,.1f} µs a step, NumPyro {found.numpyro:,.1f}", flush=True)
     return found
 

@@ -50,6 +50,18 @@ def a_step(run: Callable[[int], object], short: int, long: int) -> float:
     return (seconds(lambda: run(long)) - seconds(lambda: run(short))) / (long - short)
 
 
+def steps_in_turn(ours: Callable[[int], object], theirs: Callable[[int], object], lengths: tuple[int, int], rounds: int) -> Pairs:
+    """Seconds a step, warm: each length has been run before, since a compiled program may depend on it."""
+    for run in (ours, theirs):
+        for n in lengths:
+            run(n)
+    return in_turn(lambda: a_step(ours, *lengths), lambda: a_step(theirs, *lengths), rounds)
+
+
+def scaled(pairs: Pairs, scale: float) -> Pairs:
+    return [(scale * ours, scale * theirs) for ours, theirs in pairs]
+
+
 def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Pairs:
     pairs = []
     for i in range(rounds):
@@ -122,13 +134,7 @@ def step(model: str, restarts: int, lengths: tuple[int, int], rounds: int, **siz
     program, fit = getattr(peer("in_pyro"), model)(**sizes), peer("in_pyrovi").fit
     more = {"restarts": restarts} if restarts > 1 else {}
     scanned = peer("in_numpyro").Scanned(getattr(peer("in_numpyro"), model)(**sizes), restarts if restarts > 1 else None)
-    fit(program, steps=lengths[0], **more)
-    for n in lengths:
-        scanned(n)
-    scale = 1e6 / restarts
-    return in_turn(
-        lambda: scale * a_step(lambda n: fit(program, steps=n, **more), *lengths), lambda: scale * a_step(scanned, *lengths), rounds
-    )
+    return scaled(steps_in_turn(lambda n: fit(program, steps=n, **more), scanned, lengths, rounds), 1e6 / restarts)
 
 
 def cold(module: str, rounds: int) -> Pairs:
@@ -183,10 +189,7 @@ def gamma(against: str, particles: int, lengths: tuple[int, int], rounds: int) -
         theirs = peer("in_numpyro").Scanned(peer("in_numpyro").digits(particles))
     else:
         theirs = functools.partial(peer("in_pyro").loop, program)
-    fit(program, steps=lengths[0])
-    for n in lengths:
-        theirs(n)
-    return in_turn(lambda: 1e3 * a_step(lambda n: fit(program, steps=n), *lengths), lambda: 1e3 * a_step(theirs, *lengths), rounds)
+    return scaled(steps_in_turn(lambda n: fit(program, steps=n), theirs, lengths, rounds), 1e3)
 
 
 def replicates(n: int, steps: int, rounds: int) -> Pairs:
@@ -208,13 +211,8 @@ def training(against: str, lengths: tuple[int, int], rounds: int) -> Pairs:
         theirs = functools.partial(peer("in_torch").loop, torch.as_tensor(program.data["images"]))
     else:
         theirs = functools.partial(peer("in_pyro").image_loop, program)
-    fit(program, steps=lengths[0])
-    theirs(20)
-    return in_turn(
-        lambda: problems.BATCH / a_step(lambda n: fit(program, steps=n), *lengths),
-        lambda: problems.BATCH / a_step(theirs, *lengths),
-        rounds,
-    )
+    pairs = steps_in_turn(lambda n: fit(program, steps=n), theirs, lengths, rounds)
+    return [(problems.BATCH / ours, problems.BATCH / others) for ours, others in pairs]
 
 
 def memory(arguments: tuple[str, ...], engine: str, rounds: int) -> Pairs:
