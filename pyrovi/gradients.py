@@ -60,21 +60,20 @@ class Run:
     guide: Trace
     programs: tuple[Model, Guide]
     given: tuple[Any, Mapping[str, Any]]
-    held: tuple[Trace, Trace]
-    """What the model drew, plates' subsamples only, and what the guide drew, as constants."""
+    held: Trace
+    """What the guide drew, plates' subsamples included, as constants."""
 
     def guide_again(self) -> Trace:
         """The guide's trace with its draws held, scored."""
         args, kwargs = self.given
-        trace = poutine.trace(poutine.replay(self.programs[1], trace=self.held[1])).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.replay(self.programs[1], trace=self.held)).get_trace(*args, **kwargs)
         trace.compute_log_prob()
         return trace
 
     def model_again(self, guide: Trace) -> Trace:
         """The model's trace at the values of such a trace of the guide, scored."""
         args, kwargs = self.given
-        model = poutine.replay(poutine.replay(self.programs[0], trace=self.held[0]), trace=guide)
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.replay(self.programs[0], trace=guide)).get_trace(*args, **kwargs)
         trace.compute_log_prob()
         return trace
 
@@ -96,15 +95,12 @@ class Run:
                 )
 
 
-def hold(trace: Trace, *, subsamples_only: bool = False) -> Trace:
-    """The draws of a trace as constants, for `poutine.replay`."""
+def hold(guide: Trace) -> Trace:
+    """A guide's draws as constants, for `poutine.replay`."""
     held = Trace()
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample":
-            continue
-        if site_is_subsample(node) or (not subsamples_only and is_drawn(node)):  # type: ignore[arg-type]
-            value = node["value"]
-            held.add_node(name, **{**node, "value": value.detach() if isinstance(value, torch.Tensor) else value})
+    for name, node in guide.nodes.items():
+        if node["type"] == "sample" and is_drawn(node):
+            held.add_node(name, **{**node, "value": node["value"].detach()})
     return held
 
 

@@ -76,13 +76,11 @@ class _Differentiable(Trace_ELBO):
             yield pair
 
     def _runs(self, model: Model, guide: Guide, args: Any, kwargs: Any) -> list[Run]:
-        # Pyro leaves the subsamples of plates out of its traces, and a second run needs them.
-        seen_model, seen_guide = poutine.trace(model), poutine.trace(guide)
+        whole = poutine.trace(guide)  # the plates' subsamples, which Pyro leaves out of its traces and a second run needs, included
         together = self._vectorized_num_particles if self.vectorize_particles else _as_it_is
         runs = []
-        for pair in self._pairs(seen_model, seen_guide, args, kwargs):
-            held = hold(seen_model.trace, subsamples_only=True), hold(seen_guide.trace)
-            runs.append(Run(*pair, (together(model), together(guide)), (args, kwargs), held))
+        for pair in self._pairs(model, whole, args, kwargs):
+            runs.append(Run(*pair, (together(model), together(guide)), (args, kwargs), hold(whole.trace)))
             if not self.checked:
                 runs[-1].check()
         return runs
