@@ -6,10 +6,12 @@
 from pyrovi import data
 from pyrovi._compare import compare
 from pyrovi._fit import fit
+from pyrovi._fit_many import fit_many
 from pyrovi._report import report
 from pyrovi.catalog import Recipe, recipe, recipes
 from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError
 from pyrovi.exact import ExactPosterior
+from pyrovi.fits import Fits
 from pyrovi.result import Estimate, Fit, Status
 from pyrovi.runs import load
 from pyrovi.svi import Step
@@ -21,6 +23,7 @@ __all__ = [
     "Estimate",
     "ExactPosterior",
     "Fit",
+    "Fits",
     "GuideError",
     "ModelError",
     "PyroviError",
@@ -32,6 +35,7 @@ __all__ = [
     "compare",
     "data",
     "fit",
+    "fit_many",
     "load",
     "recipe",
     "recipes",

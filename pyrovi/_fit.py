@@ -17,22 +17,22 @@ import pyro.optim
 import torch
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
-from pyro.optim.lr_scheduler import PyroLRScheduler
 
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Guide, Model, Path, Transform
-from pyrovi.engine import ENGINES, Plain, make_engine
-from pyrovi.errors import ModelError, SettingsError, nearest
-from pyrovi.inputs import as_dtype
+from pyrovi.engine import ENGINES, Task
+from pyrovi.errors import SettingsError, nearest
+from pyrovi.fits import Fits
+from pyrovi.inputs import as_dtype, to_tensors
 from pyrovi.objective import KLWeight, check_objective, make_objective
 from pyrovi.optim import make_optimizer, rate_factor
-from pyrovi.preflight import Problem, prepare, with_laplace
-from pyrovi.progress import Progress
+from pyrovi.preflight import Problem, prepare
 from pyrovi.result import Fit
 from pyrovi.runs import check_folder
-from pyrovi.svi import Callback, optimise
+from pyrovi.starts import find_starts
+from pyrovi.svi import Callback, run_fits
 
-__all__ = ["fit"]
+__all__ = ["fit", "run"]
 
 
 PLAIN = (bool, int, float, str, tuple, list)
@@ -60,6 +60,7 @@ def fit(
     guide_options: Mapping[str, Any] | None = None,
     stop: str | None = "auto",
     engine: str = "auto",
+    restarts: int = 1,
     seed: int = 0,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -118,6 +119,10 @@ def fit(
             model, after some seconds of compilation that later fits, and processes, of the same shape save. `"auto"`: the last
             where it pays, the second but for the shortest fits, the first where the step cannot be recorded;
             `settings["engine"]` says which, `settings["engine_reason"]` why not a faster one. See `pyrovi.engine`.
+        restarts: Independent fits from other starts and random numbers, seeds `seed`, `seed + 1`, …, of which the best is returned
+            and all are recorded (`Fit.elbo`, the `optimization` group, `advice`). A named guide starts where each unconstrained
+            latent is uniform on (-2, 2), but for the first; a guide of your own, and networks, wherever their code says. The
+            recorded step takes all at once, for a fraction of their price one by one.
         seed: For everything random. The same seed gives the same fit, bit for bit.
         dtype: Floating data become this; torch's default when None.
         device: Where to run, as in `"cuda"`.
@@ -146,15 +151,53 @@ def fit(
         >>> sorted(fit.posterior(1_000))
         ['w']
     """
+    result = run(**locals()).best()
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def run(
+    *,
+    model: Model,
+    guide: Any,
+    data: Data | None,
+    steps: int | None,
+    epochs: int | None,
+    particles: int,
+    objective: str | Callable[..., ELBO],
+    gradient: str,
+    kl_weight: float,
+    kl_annealing: int | None,
+    optimizer: str | pyro.optim.PyroOptim | Callable[..., torch.optim.Optimizer],
+    lr: float | None,
+    schedule: str | Callable[[int], float] | None,
+    clip_norm: float | None,
+    batch_size: int | Mapping[str, int] | None,
+    batch_data: Sequence[str] | None,
+    transform: Transform | None,
+    guide_options: Mapping[str, Any] | None,
+    stop: str | None,
+    engine: str,
+    restarts: int,
+    seed: int,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device,
+    progress: bool | None,
+    callbacks: Callback | Sequence[Callback],
+    folder: Path | None,
+    over: Mapping[str, Any] | None = None,
+) -> Fits:
+    """All fits of one call, of `fit` or of `fit_many`: the same problem from several starts, or on several data sets."""
     began = time.perf_counter()
     steps, epochs = _count("steps", steps), _count("epochs", epochs)
-    particles, chosen = _count("particles", particles) or 1, _as_list(callbacks)
+    particles, restarts, chosen = _count("particles", particles) or 1, _count("restarts", restarts) or 1, _as_list(callbacks)
     if engine not in ENGINES:
         raise SettingsError(f"unknown engine {engine!r}; {nearest(engine, ENGINES)}")
     if stop not in ("auto", None):
         raise SettingsError(f"stop must be 'auto' or None; got {stop!r}")
-    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
-        raise SettingsError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed <= 2**32 - restarts:
+        raise SettingsError(f"seed must be a whole number from 0 to 2**32 - {restarts}; got {seed!r}")
     seed = int(seed)
     dtype, device = as_dtype(dtype), _device(device)
     if folder is not None:
@@ -164,10 +207,11 @@ def fit(
         make_optimizer(optimizer, lr, schedule, clip_norm, steps or 1)  # a bad one raises before the model is run
         objective_name = check_objective(objective, particles, gradient)
         kl = _kl(kl_weight, _count("kl_annealing", kl_annealing))
+        stacked = to_tensors(over, dtype, device)
         problem = prepare(
             model,
             guide,
-            data,
+            {**(data or {}), **{name: rows[0] for name, rows in stacked.items()}} if stacked else data,
             dtype=dtype,
             device=device,
             batch_size=batch_size,
@@ -175,6 +219,7 @@ def fit(
             transform=transform,
             guide_options=guide_options,
         )
+        stacked = {name: rows.to(problem.data[name].dtype) for name, rows in stacked.items()}
         elbo = make_objective(objective, problem, particles, gradient)
         steps = _steps(steps, epochs, problem)
         if kl is not None and kl.annealing >= steps:
@@ -183,43 +228,32 @@ def fit(
             )
         if kl is not None and problem.guide_name == "laplace":
             raise SettingsError("guide='laplace' takes the curvature of the log joint itself; drop kl_weight and kl_annealing")
-        optim, optim_settings = make_optimizer(optimizer, lr, schedule, clip_norm, steps)
+        fits = len(next(iter(stacked.values()))) if stacked else restarts
+        _, optim_settings = make_optimizer(optimizer, lr, schedule, clip_norm, steps)
         start = problem.parameters.values()
-        rate = optim_settings["lr"] or 0.0
-        factor = rate_factor(schedule, steps)
         try:
             with pyro.validation_enabled(False):
-                chosen_engine, why = make_engine(
-                    engine, problem, elbo, kl, optimizer, optim, optim_settings, steps, lambda n: rate * factor(n), [seed], [start]
-                )
-                if why and engine in ("traced", "compiled"):
-                    warnings.warn(
-                        f"engine={engine!r} cannot run this fit, and {'Pyro' if chosen_engine is None else 'the interpreter'} runs it instead: {why}",
-                        stacklevel=2,
-                    )
-                pyro.set_rng_seed(seed)  # so that the loop is the plain `svi.step` loop of this seed, draw for draw
-                running = chosen_engine or Plain(problem, elbo, kl, optim, seed)
-                (outcome,) = optimise(
+                seeds = [seed + r for r in range(fits)]
+                task = Task(
                     problem,
-                    running,
+                    elbo,
+                    kl,
+                    optimizer,
+                    optim_settings,
+                    lambda: make_optimizer(optimizer, lr, schedule, clip_norm, steps)[0],
+                    rate_factor(schedule, steps),
                     steps,
-                    stop,
-                    annealed=kl.annealing if kl is not None else 0,
-                    decays=isinstance(optim, PyroLRScheduler),
-                    progress=Progress(steps, progress),
-                    callbacks=chosen,
+                    seeds,
+                    find_starts(problem, guide, guide_options, seeds, stacked),
+                    stacked,
                 )
-            advice = outcome.advice
-            try:
-                fitted = with_laplace(problem, outcome.values)
-            except ModelError as error:  # the mode is worth having all the same
-                fitted, advice = problem, f"{error} What you have is the mode alone. {advice}"
-            result = Fit(
-                parameters=problem.parameters.constrained(outcome.values),
-                unconstrained=outcome.values,
-                elbo=outcome.elbo[None, :],
-                status=outcome.status,
-                advice=advice,
+                outcomes, name, why = run_fits(task, engine, stop=stop, progress=progress, callbacks=chosen)
+            if why and engine in ("traced", "compiled"):
+                instead = "svi.step" if name == "pyro" else "the interpreter"
+                warnings.warn(f"engine={engine!r} cannot run this fit; {instead} ran it instead: {why}", stacklevel=3)
+            result = Fits(
+                problem,
+                outcomes,
                 settings={
                     "guide": problem.guide_name,
                     "guide_options": {k: v for k, v in (guide_options or {}).items() if isinstance(v, PLAIN)},
@@ -237,21 +271,19 @@ def fit(
                     "batch_data": list(problem.batches.sliced) if problem.batches else None,
                     "transform": getattr(transform, "__name__", type(transform).__name__) if transform is not None else None,
                     "stop": stop,
-                    "engine": running.name,
+                    "engine": name,
                     "engine_reason": why,
-                    "averaged_steps": outcome.averaged,
+                    "restarts": restarts,
                     "dtype": str(dtype).removeprefix("torch."),
                     "device": str(device),
                 },
                 versions=_versions(),
                 seconds=time.perf_counter() - began,
-                seed=seed,
-                problem=fitted,
+                seeds=seeds,
+                stacked=stacked,
             )
         finally:
             problem.parameters.give_back(start)
-    if folder is not None:
-        result.save(folder)
     return result
 
 

@@ -93,7 +93,7 @@ def _page(fit: Fit, target: FilePath, exact: ExactPosterior | None, draws: int) 
         draws=draws,
         point=point,
         comparison=_comparison(fit, exact, point, draws) if exact is not None and values else None,
-        ends=(fit.elbo[0, 0], fit.elbo[:, -100:].mean()) if fit.elbo.size else None,
+        ends=(fit.best_elbo[0], fit.best_elbo[-100:].mean()) if fit.elbo.size else None,
         trace=_svg("elbo", lambda: plots.elbo(fit, None if point else exact)) if fit.elbo.size else None,
         densities=_svg("posterior", lambda: plots.posterior(fit, exact, draws=draws)) if values and not point else None,
         exact=exact,

@@ -1,13 +1,13 @@
-"""What takes a fit's steps: Pyro's SVI as it is, or the recorded program, interpreted or compiled, for one fit or for many at once."""
+"""What takes a fit's steps: Pyro's SVI as it is, or the recorded step, interpreted or compiled, for one fit or many at once."""
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,13 +21,14 @@ from torch.utils._pytree import tree_leaves
 from pyrovi._typing import Guide, Model, Tensors
 from pyrovi.compiling import compiled, is_compiled, key, repeated
 from pyrovi.graphs import NotTraceable, Recorded
-from pyrovi.minibatch import Batched, Minibatches
+from pyrovi.minibatch import Batched
 from pyrovi.objective import KLWeight
 from pyrovi.preflight import Problem
 from pyrovi.program import Program, program
+from pyrovi.starts import on_own_data
 from pyrovi.updates import FlatOptimizer, clip_by_norm, flat_optimizer
 
-__all__ = ["ENGINES", "Engine", "Plain", "Traced", "make_engine"]
+__all__ = ["ENGINES", "Engine", "Plain", "Task", "Traced", "make_engine"]
 
 ENGINES = ("auto", "pyro", "traced", "compiled")
 
@@ -51,6 +52,37 @@ BLOCK = 1_000
 
 NOISE = 2**18
 """The most random numbers drawn at once for one fit: 1 MB in float32."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an engine is to run: one problem from several starts, or on several data sets.
+
+    Attributes:
+        problem: Checked; its parameters are in Pyro's store.
+        objective: Of Pyro's kind.
+        kl: The KL weight, where there is one.
+        optimizer: As the user gave it.
+        settings: Its name, rate, schedule and largest norm of a gradient.
+        make_optimizer: A fresh one for `SVI`.
+        factor: On the learning rate, by step from 0.
+        steps: The largest number of steps.
+        seeds: Each fit's.
+        starts: Each fit's unconstrained parameters.
+        stacked: Data, by name, of which each fit has its own row.
+    """
+
+    problem: Problem
+    objective: ELBO
+    kl: KLWeight | None
+    optimizer: Any
+    settings: Mapping[str, Any]
+    make_optimizer: Callable[[], pyro.optim.PyroOptim]
+    factor: Callable[[int], float]
+    steps: int
+    seeds: Sequence[int]
+    starts: Sequence[Tensors]
+    stacked: Mapping[str, torch.Tensor]
 
 
 class Engine(Protocol):
@@ -189,72 +221,38 @@ class _Block(NamedTuple):
     size: int | None
     """Rows a step; None where all data are seen."""
     shared: list[torch.Tensor]
-    """A number a step, the same for every fit, shape `(steps,)`: the step from 1, the rate and, where there is one, the KL weight."""
+    """A number a step, the same for every fit, shape `(steps,)`: the step from 1, the rate and, if there is one, the KL weight."""
     own: list[torch.Tensor]
     """Shape `(fits, steps, …)`: normal and uniform numbers and, where there are batches, rows."""
 
 
 class Traced:
-    """The recorded program for many fits at once, each with its own start, noise, batches and, where wished, data.
+    """The recorded step for many fits at once, each with its own start, noise, batches and, where wished, data.
 
     Fit r draws what a fit of its own with the seed `seeds[r]` would draw, but for distributions whose draws cannot be made outside
     of the program (Gamma and its kin). Noise is drawn a block of steps at a time, the same blocks however the steps are asked for,
     so that neither the compiler nor the progress bar changes a fit.
-
-    Args:
-        program: The recorded step.
-        starts: Each fit's unconstrained parameters.
-        optimizer: How they move.
-        rate: The learning rate at a step, counted from 0.
-        steps: How many will be run.
-        seeds: Each fit's.
-        kl: The KL weight, where the program has one.
-        batches: How the data are batched, where they are.
-        clip_norm: The largest norm of one parameter's gradient.
-        stacked: Data that differ from fit to fit, with the fits as first axis, by their place in `program.tensors`.
-        compile: Whether to compile the step.
-        label: The optimiser's name and options, by which a compiled step is known again.
-        stand: From the rows of a step to model, guide and their arguments.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        starts: Sequence[Tensors],
-        optimizer: FlatOptimizer,
-        rate: Callable[[int], float],
-        steps: int,
-        seeds: Sequence[int],
-        *,
-        kl: KLWeight | None = None,
-        batches: Minibatches | None = None,
-        clip_norm: float | None = None,
-        stacked: Mapping[int, torch.Tensor] | None = None,
-        compile: bool = False,
-        label: str = "",
-        stand: Callable[[torch.Tensor | None], tuple[Any, Any, dict[str, Any]]] | None = None,
-    ) -> None:
-        self.name, self.fits, self.done = "compiled" if compile else "traced", len(starts), 0
-        self._program, self._optimizer, self._rate, self._steps, self._seeds = program, optimizer, rate, steps, list(seeds)
-        self._kl, self._batches, self._clip_norm, self._label, self._stand = kl, batches, clip_norm, label, stand
-        self._stacked = dict(stacked or {})
+    def __init__(self, task: Task, program: Program, optimizer: FlatOptimizer) -> None:
+        self.name, self.fits, self.done, self.averaged = "traced", len(task.seeds), 0, 0
+        self._task, self._program, self._optimizer = task, program, optimizer
+        self._kl, self._batches, self._clip_norm = task.kl, task.problem.batches, task.settings["clip_norm"]
+        self._own = {i: task.stacked[name] for i, name in enumerate(program.data) if name in task.stacked}
         self._fixed = {size: self._computed_once(step) for size, step in program.steps.items()}
-        self._calls = {size: self._batched(size) for size in program.steps}
-        self._flat = torch.stack([program.layout.flat(start) for start in starts])
+        self._calls = {size: self._of_all_fits(size) for size in program.steps}
+        self._flat = torch.stack([program.layout.flat(start) for start in task.starts])
         self._state = tuple(optimizer.init(self._flat))
         self._alive = torch.ones(self.fits, dtype=torch.bool)
         self._total = torch.zeros_like(self._flat)
         self._index = torch.zeros(1, dtype=torch.int64)
-        self.averaged = 0
-        self._noise = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        self._noise = [torch.Generator().manual_seed(seed) for seed in task.seeds]
         self._rows = self._row_feeds()
         self._next_rows = [next(rows) for rows in self._rows]
         self._blocks: dict[int | None, _Block] = {}
         self._block, self._at, self._until = _Block(None, [], []), 0, 0
         self._repeat: Callable[[], Any] | None = None
-        self._main_size = batches.batch_size if batches is not None else None
-        if compile:
-            self._compile(self._main_size)
+        self._main_size = self._batches.batch_size if self._batches is not None else None
 
     @property
     def died(self) -> list[bool]:
@@ -341,45 +339,45 @@ class Traced:
 
     def _computed_once(self, step: Recorded) -> list[torch.Tensor]:
         """The step's fixed values; those that depend on data of their own have the fits as first axis."""
-        tensors = [self._stacked.get(i, tensor) for i, tensor in enumerate(self._program.tensors)]
+        tensors = [self._own.get(i, tensor) for i, tensor in enumerate(self._program.tensors)]
         with torch.no_grad():
-            if not self._stacked:
+            if not self._own:
                 return [value.contiguous() for value in step.prologue(*tensors)]
-            dims = tuple(0 if i in self._stacked else None for i in range(len(tensors)))
+            dims = tuple(0 if i in self._own else None for i in range(len(tensors)))
             values = torch.func.vmap(step.prologue, in_dims=dims)(*tensors)
-            own = [bool(set(origin) & set(self._stacked)) for origin in step.tensor_of]
+            own = [bool(set(origin) & set(self._own)) for origin in step.tensor_of]
             return [(v if mine else v[0]).contiguous() for v, mine in zip(values, own, strict=True)]
 
-    def _batched(self, size: int | None) -> Callable[..., Any]:
+    def _of_all_fits(self, size: int | None) -> Callable[..., Any]:
         """The step's gradient `(fits, P)` and loss `(fits,)` as a function of arguments with an axis of fits."""
         step = self._program.steps[size]
-        if self.fits == 1 and not self._stacked:
+        if self.fits == 1 and not self._own:
 
             def alone(flat: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
                 gradient, loss = step.body(*(x[0] if d == 0 else x for x, d in zip((flat, *rest), dims, strict=True)))
                 return gradient[None], loss[None]
 
-        fixed = [0 if set(origin) & set(self._stacked) else None for origin in step.tensor_of]
+        fixed = [0 if set(origin) & set(self._own) else None for origin in step.tensor_of]
         rows = [0] if size is not None else []
         weight = [None] if self._program.weighted else []
         dims = (0, *rows, *weight, 0, 0, *fixed)
-        if self.fits == 1 and not self._stacked:
+        if self.fits == 1 and not self._own:
             return alone
         return torch.func.vmap(step.body, in_dims=dims, randomness="different")
 
     def _row_feeds(self) -> list[Iterator[torch.Tensor]]:
         if self._batches is None:
             return []
-        return [self._batches.epochs(torch.Generator().manual_seed(seed), torch.device("cpu")) for seed in self._seeds]
+        return [self._batches.epochs(torch.Generator().manual_seed(seed), torch.device("cpu")) for seed in self._task.seeds]
 
     def _capacity(self, size: int | None) -> int:
         step = self._program.steps[size]
-        return min(BLOCK, self._steps, max(1, NOISE // (1 + step.normals + step.uniforms)))
+        return min(BLOCK, self._task.steps, max(1, NOISE // (1 + step.normals + step.uniforms)))
 
     def _draw_block(self) -> None:
         """Draw what the next steps need: as many as see batches of one size, up to the block's capacity."""
         size = len(self._next_rows[0]) if self._rows else None
-        count, rows = min(self._capacity(size), self._steps - self.done), []
+        count, rows = min(self._capacity(size), self._task.steps - self.done), []
         while self._rows and len(rows) < count and len(self._next_rows[0]) == size:
             rows.append(torch.stack(self._next_rows))
             self._next_rows = [next(feed) for feed in self._rows]
@@ -391,7 +389,7 @@ class Traced:
         if rows:
             block.own[2][:, :count] = torch.stack(rows, 1)
         numbers = range(self.done, self.done + count)
-        shared = [[n + 1 for n in numbers], [self._rate(n) for n in numbers]]
+        shared = [[n + 1 for n in numbers], [self._task.settings["lr"] * self._task.factor(n) for n in numbers]]
         if self._kl is not None:
             shared.append([self._kl.at(n + 1) for n in numbers])
         for buffer, values in zip(block.shared, shared, strict=True):
@@ -405,8 +403,13 @@ class Traced:
         rows = [] if size is None else [torch.zeros(self.fits, steps, size, dtype=torch.int64)]
         return _Block(size, shared, own + rows)
 
-    def _compile(self, size: int | None) -> None:
-        """Compile the step on batches of this size, in place on this fit's own tensors."""
+    def compile(self) -> None:
+        """Compile the step, in place on these fits' own tensors; that of a last, smaller batch is left to the interpreter.
+
+        Raises:
+            NotTraceable: It cannot be compiled here.
+        """
+        size = self._main_size
         block = self._blocks.setdefault(size, self._buffers(size))
         self._losses = torch.zeros(self._capacity(size), self.fits, dtype=self._flat.dtype)
         fixed, states, shared, own = self._fixed[size], len(self._state), len(block.shared), len(block.own)
@@ -426,13 +429,14 @@ class Traced:
             return ()
 
         self._repeat = repeated(compiled(self._key(size), step, arguments), arguments, len(changing))
+        self.name = "compiled"
 
     def _key(self, size: int | None) -> str:
         shapes = [(tuple(x.shape), x.dtype) for x in (self._flat, *self._fixed[size])]
-        where = sorted(self._stacked)
+        where = sorted(self._own)
         return key(
             self._program.steps[size].body.code,
-            self._label,
+            self._task.settings["optimizer"],
             self._clip_norm,
             self._capacity(size),
             size,
@@ -459,7 +463,7 @@ class Traced:
                 times.append(time.perf_counter() - began)
         idle = operations * OPERATION_SECONDS
         saved = idle + 0.4 * max(0.0, min(times) - idle)  # of the arithmetic itself, fusing saves about so much
-        return self._steps * saved > operations * COMPILE_SECONDS
+        return self._task.steps * saved > operations * COMPILE_SECONDS
 
     def restart_average(self) -> None:
         self.averaged = 0
@@ -474,9 +478,9 @@ class Traced:
     @torch.no_grad()
     def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
         flat = torch.stack([self._program.layout.flat(value) for value in values])
-        noise = [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        noise = [torch.Generator().manual_seed(seed) for seed in self._task.seeds]
         feeds, out = self._row_feeds(), np.empty((self.fits, SCORED))
-        torch.manual_seed(self._seeds[0])  # for draws that are made inside the program
+        torch.manual_seed(self._task.seeds[0])  # for draws that are made inside the program
         weight = [torch.tensor(self._kl.weight)] if self._kl is not None else []
         for i in range(SCORED):
             rows = [torch.stack([next(feed) for feed in feeds])] if feeds else []
@@ -492,72 +496,37 @@ class Traced:
 
     def stand(self, fit: int) -> tuple[Any, Any, dict[str, Any]]:
         rows = self._block.own[2][fit, min(int(self._index), self._until) - 1] if self._rows else None
-        assert self._stand is not None
-        return self._stand(rows)
+        problem, kl = on_own_data(self._task.problem, self._task.stacked, fit), self._kl
+        batched = problem.batched()
+        if batched is None or rows is None:
+            model, guide, data = problem.model, problem.guide, problem.seen()
+        else:
+            batched.take(rows)
+            model, guide, data = batched.model, batched.guide, {}
+        return (kl(model), kl(guide), data) if kl is not None else (model, guide, data)
 
 
-def make_engine(
-    kind: str,
-    problem: Problem,
-    objective: ELBO,
-    kl: KLWeight | None,
-    optimizer: Any,
-    optim: pyro.optim.PyroOptim,
-    settings: Mapping[str, Any],
-    steps: int,
-    rate: Callable[[int], float],
-    seeds: Sequence[int],
-    starts: Sequence[Tensors],
-    stacked: Mapping[int, torch.Tensor] | None = None,
-) -> tuple[Engine | None, str]:
-    """The engine for these fits, and why it is not the one that was asked for; no engine where only plain Pyro can run them.
+def make_engine(kind: str, task: Task) -> tuple[Traced | None, str]:
+    """The engine for a task, and why it is not the one that was asked for; no engine where only plain Pyro can run it.
 
     `"auto"` records all but the shortest fits, and compiles where the time that this saves, measured on a few interpreted steps,
     exceeds what the compiler is known to take. Noise is the same in both, so that the choice changes a fit by rounding alone.
     """
     if kind == "pyro":
         return None, ""
-    if kind == "auto" and steps * len(seeds) < SHORT:
+    if kind == "auto" and task.steps * len(task.seeds) < SHORT:
         return None, f"fewer than {SHORT} steps"
-    flat = flat_optimizer(optimizer)
     try:
-        if flat is None:
-            raise NotTraceable(f"optimizer {settings['optimizer']} has no pure form")
-        recorded = program(problem, objective, kl)
-
-        def engine(compile: bool) -> Traced:
-            return Traced(
-                recorded,
-                starts,
-                flat,
-                rate,
-                steps,
-                seeds,
-                kl=kl,
-                batches=problem.batches,
-                clip_norm=settings["clip_norm"],
-                stacked=stacked,
-                compile=compile,
-                label=settings["optimizer"],
-                stand=functools.partial(_stand, problem, kl),
-            )
-
-        traced = engine(compile=False)
-        if kind == "traced" or (kind == "auto" and not traced.worth_compiling()):
-            return traced, ""
+        optimizer = flat_optimizer(task.optimizer)
+        if optimizer is None:
+            raise NotTraceable(f"optimizer {task.settings['optimizer']} has no pure form")
+        recorded = program(task.problem, task.objective, task.kl)
+        traced = Traced(task, recorded, optimizer)
     except NotTraceable as reason:
-        return None, f"{reason}"
-    try:
-        return engine(compile=True), ""
-    except NotTraceable as reason:
-        return traced, f"{reason}"
-
-
-def _stand(problem: Problem, kl: KLWeight | None, rows: torch.Tensor | None) -> tuple[Any, Any, dict[str, Any]]:
-    batched = problem.batched()
-    if batched is None or rows is None:
-        model, guide, data = problem.model, problem.guide, problem.seen()
-    else:
-        batched.take(rows)
-        model, guide, data = batched.model, batched.guide, {}
-    return (kl(model), kl(guide), data) if kl is not None else (model, guide, data)
+        return None, str(reason)
+    if kind == "compiled" or (kind == "auto" and traced.worth_compiling()):
+        try:
+            traced.compile()
+        except NotTraceable as reason:
+            return traced, str(reason)
+    return traced, ""

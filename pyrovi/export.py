@@ -93,8 +93,14 @@ def to_arviz(
         groups["constant_data"] = dataset(
             constant, {n: axes.of_data(n, v, structure.plates) for n, v in constant.items()}, axes.coords, ()
         )
+    optimization = {"elbo": fit.elbo}
+    if "restart_elbo" in fit.settings:
+        optimization["final_elbo"] = np.array(fit.settings["restart_elbo"])
     groups["optimization"] = dataset(
-        {"elbo": fit.elbo}, {"elbo": ["restart", "step"]}, {"step": np.arange(1, fit.elbo.shape[1] + 1)}, ()
+        optimization,
+        {"elbo": ["restart", "step"], "final_elbo": ["restart"]},
+        {"step": np.arange(1, fit.elbo.shape[1] + 1)},
+        (),
     )
     axes.check()
 

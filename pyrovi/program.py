@@ -53,6 +53,8 @@ class Program:
     steps: dict[int | None, Recorded]
     tensors: tuple[torch.Tensor, ...]
     """The data, in the order in which the prologue takes them."""
+    data: tuple[str, ...]
+    """Their names."""
     weighted: bool
     """Whether there is a KL weight among the inputs."""
 
@@ -68,7 +70,7 @@ def program(problem: Problem, objective: ELBO, kl: KLWeight | None) -> Program:
         raise NotTraceable("there are no parameters")
     if problem.device.type != "cpu":
         raise NotTraceable("it is for the CPU so far")
-    tensors = tuple(v for v in problem.data.values() if isinstance(v, torch.Tensor))
+    data = {name: value for name, value in problem.data.items() if isinstance(value, torch.Tensor)}
     sizes: set[int | None] = {None}
     if problem.batches is not None:
         plan = problem.batches
@@ -83,8 +85,9 @@ def program(problem: Problem, objective: ELBO, kl: KLWeight | None) -> Program:
             raise NotTraceable(str(error)) from error
         finally:
             torch.set_rng_state(state)
-        steps[size] = record(step, examples, tensors, leaves)
-    return Program(Layout({name: leaf.shape for name, leaf in leaves.items()}), steps, tensors, kl is not None)
+        steps[size] = record(step, examples, tuple(data.values()), leaves)
+    layout = Layout({name: leaf.shape for name, leaf in leaves.items()})
+    return Program(layout, steps, tuple(data.values()), tuple(data), kl is not None)
 
 
 def _step(

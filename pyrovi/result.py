@@ -58,7 +58,7 @@ class Fit:
     Attributes:
         parameters: The guide's and model's parameters, constrained, by Pyro's names.
         unconstrained: The same as the optimiser sees them.
-        elbo: The estimate at every step, shape `(restarts, steps)`, in nats, of all the data.
+        elbo: The estimate at every step, shape `(restarts, steps)`, in nats, of all the data; NaN from where a restart diverged.
         status: `converged`, `step_limit`, `diverged` or `interrupted`.
         advice: Why, in numbers, and what to do next.
         settings: What the fit was run with, plain values.
@@ -84,8 +84,13 @@ class Fit:
     def __repr__(self) -> str:
         latents = (", ".join(self.problem.structure.latent) or "no latents") if self.problem else "loaded without its model"
         steps = self.elbo.shape[-1]
-        elbo = f", ELBO {self.elbo[:, -100:].mean():,.2f} over the last {min(steps, 100)}" if steps else ""
+        elbo = f", ELBO {self.best_elbo[-100:].mean():,.2f} over the last {min(steps, 100)}" if steps else ""
         return f"Fit({self.settings['guide']} guide; {latents}; {self.status} after {steps:,} steps{elbo}; seed {self.seed})"
+
+    @property
+    def best_elbo(self) -> NDArray[np.float64]:
+        """The row of `elbo` of the restart that this fit is."""
+        return self.elbo[self.settings.get("best_restart", 0)]
 
     @property
     def point_estimate(self) -> bool:

@@ -8,18 +8,21 @@ from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
+from pyro.optim.lr_scheduler import PyroLRScheduler
 
 from pyrovi._typing import Tensors
-from pyrovi.engine import Engine
+from pyrovi.engine import Engine, Plain, Task, make_engine
 from pyrovi.preflight import Problem
 from pyrovi.progress import Progress
 from pyrovi.result import Status
+from pyrovi.starts import on_own_data
 from pyrovi.stopping import MIN_WINDOW, Plateau, looks, plateau
 
-__all__ = ["Callback", "Outcome", "Step", "optimise"]
+__all__ = ["Callback", "Outcome", "Step", "optimise", "run_fits"]
 
 
 class Step(NamedTuple):
@@ -44,6 +47,35 @@ class Outcome(NamedTuple):
     advice: str
     values: Tensors
     averaged: int
+
+
+def run_fits(
+    task: Task, kind: str, *, stop: str | None, progress: bool | None, callbacks: Sequence[Callback]
+) -> tuple[list[Outcome], str, str]:
+    """All fits of a task: at once where its step can be recorded, one after another where it cannot.
+
+    Returns:
+        Their outcomes, the engine's name, and why it is not the one asked for.
+    """
+    engine, why = make_engine(kind, task)
+    outcomes: list[Outcome] = []
+    for fit, seed in enumerate(task.seeds):
+        problem = task.problem if engine is not None else on_own_data(task.problem, task.stacked, fit)
+        problem.parameters.assign(task.starts[fit])
+        pyro.set_rng_seed(seed)  # so that the loop is the plain `svi.step` loop of this seed, draw for draw
+        outcomes += optimise(
+            problem,
+            engine or Plain(problem, task.objective, task.kl, task.make_optimizer(), seed),
+            task.steps,
+            stop,
+            annealed=task.kl.annealing if task.kl is not None else 0,
+            decays=task.settings["schedule"] not in (None, "constant") or isinstance(task.optimizer, PyroLRScheduler),
+            progress=Progress(task.steps, progress),
+            callbacks=callbacks,
+        )
+        if engine is not None:
+            break
+    return outcomes, engine.name if engine is not None else Plain.name, why
 
 
 def optimise(

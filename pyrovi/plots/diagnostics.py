@@ -58,7 +58,7 @@ def elbo(fit: Fit, exact: ExactPosterior | None = None) -> Figure:
         if shown is early:
             axes.set_xscale("log")
         else:
-            low, high = np.quantile(fit.elbo[:, late], [0.01, 0.99])  # a single particle throws far outliers
+            low, high = np.nanquantile(fit.elbo[:, late], [0.01, 0.99])  # a single particle throws far outliers
             margin = 0.1 * (high - low) or 0.5
             if exact is not None and high < exact.log_evidence < high + 20 * margin:
                 high = exact.log_evidence
