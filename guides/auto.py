@@ -12,6 +12,7 @@ from torch.distributions import biject_to, constraints, transform_to
 
 from pyrovi.errors import GuideError, first_line, nearest
 from pyrovi.guides.flows import AutoFlow
+from pyrovi.guides.gaussian import AutoWhitened
 from pyrovi.guides.mixture import AutoMixture
 
 __all__ = ["GUIDES", "HANDWRITTEN", "make_guide"]
@@ -23,13 +24,15 @@ GUIDES: dict[str, type[AutoGuide]] = {
     "structured": autoguide.AutoStructured,
     "mixture": AutoMixture,
     "flow": AutoFlow,
+    "whitened": AutoWhitened,
     "delta": autoguide.AutoDelta,
     "laplace": autoguide.AutoLaplaceApproximation,
 }
 """`normal`: independent Gaussians (mean field) in unconstrained space. `multivariate_normal`: one Gaussian with full covariance,
 d(d+1)/2 numbers for d latents. `low_rank`: covariance of rank about √d plus a diagonal. `structured`: Gaussians that follow the
 model's own dependencies. `mixture`: a mixture of Gaussians (`pyrovi.guides.mixture`). `flow`: a normalizing flow
-(`pyrovi.guides.flows`). `delta`: a point, the posterior mode of the constrained values. `laplace`: a Gaussian at the mode of the
+(`pyrovi.guides.flows`). `whitened`: one Gaussian in coordinates in which the posterior is about standard, from Pathfinder's start
+(`pyrovi.guides.gaussian`). `delta`: a point, the posterior mode of the constrained values. `laplace`: a Gaussian at the mode of the
 unconstrained ones, with the curvature there."""
 
 # torch has no transform for a mixture's support, which is that of its components.

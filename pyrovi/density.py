@@ -1,0 +1,331 @@
+"""log p(data, latents) as one function of a flat unconstrained vector: the model run once, recorded, and then run without Pyro.
+
+    log p(u) = log p(data, T(u)) + log |det T'(u)|,   T the bijection from real vectors to the latents' supports
+
+A recording is a graph of tensor operations. It can be differentiated and run on thousands of rows at once, which Pyro's handlers
+cannot; whatever depends on the data alone has become a constant in it. What cannot be recorded is a model whose course depends on
+the values of its latents (`if z > 0:`), or one that draws random numbers outside its sample sites.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch.distributions import biject_to
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyrovi._typing import Model, Tensors
+from pyrovi.errors import ModelError, first_line
+
+__all__ = ["Density", "log_density", "record"]
+
+MOST_ROWS = 1024
+"""Rows of a recording that runs on many: past this the tensors of a small model leave the cache, and no time a row is saved."""
+
+MOST_SCALARS = 4_000_000
+"""Numbers that a recording computes in one run, all its intermediate results together: 32 MB, of which few are kept at a time."""
+
+aten = torch.ops.aten
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation that depends on the inputs, as it is carried out."""
+
+    def __init__(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        super().__init__()
+        self.graph, self.root = torch.fx.Graph(), torch.nn.Module()
+        self._kept: list[Any] = list(inputs)  # alive, so that no id is used twice
+        self._nodes = {id(x): self.graph.placeholder(f"x{i}") for i, x in enumerate(inputs)}
+        self._constants: dict[int, torch.fx.Node] = {}
+        self._scalars = 1
+        self._derivative = any(x.requires_grad for x in inputs)
+        self._failed: list[torch.fx.Node] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch imports its compiler, for three seconds, to keep it out of here
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is aten._efficientzerotensor.default:  # likewise
+            func = aten.zeros.default
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise ModelError("it draws random numbers outside its sample sites")
+        if not any(id(x) in self._nodes for x in _tensors((args, tuple(kwargs.values())))):
+            return func(*args, **kwargs)
+        if torch.Tag.data_dependent_output in func.tags:
+            raise ModelError("its course depends on the value of a latent")
+        if func is aten._linalg_check_errors.default:
+            self._failed.append(self._nodes[id(args[0])])  # a failed decomposition is noted in the result, not raised
+            return None
+        if func._schema.is_mutable:
+            return self._written(func, types, args, kwargs)
+        if func in REWRITTEN and (rewritten := REWRITTEN[func](*args, **kwargs)) is not None:
+            with self:
+                return rewritten()
+        out = func(*args, **kwargs)
+        if func is aten.detach.default and self._derivative:
+            self._note(out, self._nodes[id(args[0])])
+            return out
+        node = self.graph.call_function(func, self._node(args), {name: self._node(value) for name, value in kwargs.items()})
+        if isinstance(out, torch.Tensor):
+            self._note(out, node)
+            return out
+        for i, part in enumerate(out):
+            if isinstance(part, torch.Tensor):
+                self._note(part, self.graph.call_function(_item, (node, i)))
+        return out
+
+    def _written(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """An operation in place: recorded as its sibling that returns the result."""
+        x, name = args[0], func._schema.name.removeprefix("aten::")
+        if not name.endswith("_") or (not self._derivative and self._shared(x)):
+            raise _Aliased
+        out = self.__torch_dispatch__(getattr(getattr(aten, name[:-1]), func._overloadname), types, args, kwargs)
+        x.copy_(out)
+        self._note(x, self._nodes[id(out)])
+        return x
+
+    def _shared(self, x: torch.Tensor) -> bool:
+        """Whether other tensors may see what is written to `x`."""
+        place = x.untyped_storage().data_ptr()
+        return id(x) not in self._nodes or any(y is not x and y.untyped_storage().data_ptr() == place for y in self._kept)
+
+    def _note(self, x: torch.Tensor, node: torch.fx.Node) -> None:
+        self._kept.append(x)
+        self._nodes[id(x)] = node
+        self._scalars += x.numel()
+
+    def _node(self, x: Any) -> Any:
+        if isinstance(x, (tuple, list)):
+            return type(x)(self._node(y) for y in x)
+        if not isinstance(x, torch.Tensor):
+            return x
+        if id(x) in self._nodes:
+            return self._nodes[id(x)]
+        if id(x) not in self._constants:
+            name = f"constant{len(self._constants)}"
+            self.root.register_buffer(name, x.detach())
+            self._kept.append(x)
+            self._constants[id(x)] = self.graph.get_attr(name)
+        return self._constants[id(x)]
+
+    def finish(self, out: Any) -> torch.fx.GraphModule:
+        result = self._node(out)
+        for info in self._failed:
+            fine = self.graph.call_function(aten.eq.Scalar, (self.graph.call_function(aten.sum.default, (info,)), 0))
+            result = self.graph.call_function(aten.where.ScalarOther, (fine, result, float("nan")))
+        self.graph.output(result)
+        self.graph.eliminate_dead_code()
+        module = torch.fx.GraphModule(self.root, self.graph)
+        module.meta["scalars"] = self._scalars
+        return module
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Those among an operation's arguments; torch's own trees are slower."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(value)
+
+
+def _item(values: Any, i: int) -> Any:
+    return values[i]
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor, *_: Any) -> Callable[[], torch.Tensor]:
+    return lambda: torch.zeros_like(target) + source
+
+
+def _cumprod(x: torch.Tensor, dim: int, **_: Any) -> Callable[[], torch.Tensor]:
+    return lambda: x.abs().log().cumsum(dim).exp() * (1 - 2 * ((x < 0).cumsum(dim) % 2))
+
+
+def _xlogy(x: torch.Tensor, y: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: torch.where(x == 0, 0.0, x * torch.where(x == 0, 1.0, y).log())
+
+
+def _index_put(x: torch.Tensor, at: Any, value: torch.Tensor, accumulate: bool = False) -> Callable[[], torch.Tensor] | None:
+    if accumulate or len(at) != 1 or at[0].dtype is not torch.bool or value.numel() != 1:
+        return None
+    return lambda: torch.where(at[0].reshape(at[0].shape + (1,) * (x.dim() - at[0].dim())), value.reshape(()), x)
+
+
+REWRITTEN: dict[Any, Callable[..., Callable[[], torch.Tensor] | None]] = {
+    aten.copy.default: _copy,
+    aten.cumprod.default: _cumprod,
+    aten.index_put.default: _index_put,
+    aten.xlogy.Tensor: _xlogy,
+}
+"""Operations that torch.func.vmap has no rule for, or whose derivatives it has none for, in other words."""
+
+
+def record(f: Callable[..., Any], *inputs: torch.Tensor) -> torch.fx.GraphModule:
+    """The tensor operations of `f(*inputs)` that depend on the inputs, as a function of tensors of the same shapes.
+
+    The result is NaN where a matrix decomposition failed.
+
+    >>> cube = record(lambda x: x**3 + torch.ones(2).log(), torch.ones(2))
+    >>> cube(torch.tensor([1.0, 2.0]))
+    tensor([1., 8.])
+    """
+    inputs = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
+    try:
+        with _Recorder(inputs) as recorder:
+            out = f(*inputs)
+    except _Aliased:  # torch can do without, but must import sympy first, for two seconds
+        with _Recorder(inputs) as recorder:
+            out = torch.func.functionalize(f)(*inputs)
+    return recorder.finish(out)
+
+
+class _Aliased(Exception):
+    """Something was written into a part of a tensor."""
+
+
+class Part(NamedTuple):
+    """Where a latent site lies in the flat vector, and the bijection to its support."""
+
+    name: str
+    start: int
+    stop: int
+    shape: torch.Size
+    transform: Any
+
+
+class Density:
+    """log p(data, latents) and its derivatives at rows of unconstrained vectors, each `dimension` long; float64, in nats.
+
+    A row where the model is NaN, or cannot be run for a Cholesky decomposition that fails, counts as minus infinity.
+
+    Args:
+        parts: The latents' places in a row.
+        row: The recording of one row.
+        dtype: What the model was recorded in.
+        device: Where.
+    """
+
+    def __init__(self, parts: tuple[Part, ...], row: torch.fx.GraphModule, dtype: torch.dtype, device: Any) -> None:
+        self.parts, self.dimension = parts, parts[-1].stop
+        self.rows = min(MOST_ROWS, 2 ** max(0, int(math.log2(MOST_SCALARS / row.meta["scalars"]))))
+        self.device, self._dtype, self._row = device, dtype, row
+        self._origin = torch.zeros(self.dimension, dtype=dtype, device=device)
+        self._single: dict[str, Callable[..., Any]] = {}
+        self._many: dict[str, Callable[..., Any]] = {}
+
+    def __call__(self, u: torch.Tensor) -> torch.Tensor:
+        """Shape `(n, dimension)` to `(n,)`."""
+        return _or_never(self._run("value", u)[0])
+
+    def gradient(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values, shape `(n,)`, and gradients, shape `(n, dimension)`."""
+        value, gradient = self._run("gradient", u)
+        return _or_never(value), gradient
+
+    def curvature(self, u: torch.Tensor, along: torch.Tensor) -> torch.Tensor:
+        """The Hessian at each row of `u` times the same row of `along`, shape `(n, dimension)`."""
+        return self._run("curvature", u, along)[0]
+
+    def hessian(self, u: torch.Tensor) -> torch.Tensor:
+        """Shape `(n, dimension)` to `(n, dimension, dimension)`."""
+        n, d = u.shape
+        basis = torch.eye(d, dtype=u.dtype, device=u.device).repeat(n, 1)
+        return self.curvature(u.repeat_interleave(d, 0), basis).reshape(n, d, d)
+
+    def sites(self, u: torch.Tensor) -> Tensors:
+        """The latents' values, by name, `(n, *site_shape)`."""
+        return {part.name: part.transform(u[:, part.start : part.stop].reshape(-1, *part.shape)) for part in self.parts}
+
+    @torch.no_grad()
+    def _run(self, what: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        n = len(inputs[0])
+        if what not in self._single:
+            self._single[what] = self._derive(what)
+        one, size, pieces = self._single[what], self.rows if n > 1 else 1, []
+        for i in range(0, n, size):
+            block = [x[i : i + size].to(self._dtype) for x in inputs]
+            count = len(block[0])
+            if n > 1 and count < size:  # the recording is of one number of rows
+                block = [torch.cat([x, x[-1:].expand(size - count, -1)]) for x in block]
+            if n > 1 and what not in self._many:
+                self._many[what] = record(torch.func.vmap(one), *block)
+            try:
+                out = self._many[what](*block) if n > 1 else [y[None] for y in one(*(x[0] for x in block))]
+            except RuntimeError:  # in some row: find out in which
+                out = [torch.stack(column) for column in zip(*(_tried(one, row) for row in zip(*block, strict=True)), strict=True)]
+            pieces.append([y[:count].double() for y in out])
+        return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+
+    @torch.enable_grad()
+    def _derive(self, what: str) -> Callable[..., Any]:
+        """The recording of one row's value; value and gradient; or product of its Hessian with a vector."""
+
+        def gradient(u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            value = self._row(u)
+            return value.detach(), torch.autograd.grad(value, u)[0]
+
+        def curvature(u: torch.Tensor, along: torch.Tensor) -> tuple[torch.Tensor]:
+            slope = torch.autograd.grad(self._row(u), u, create_graph=True)[0]
+            return (torch.autograd.grad(slope @ along, u)[0],)
+
+        # torch.func.grad would import torch's compiler first, for three seconds.
+        u = self._origin.clone().requires_grad_()
+        if what == "value":
+            return lambda u: (self._row(u),)
+        return record(gradient, u) if what == "gradient" else record(curvature, u, self._origin)
+
+
+def _or_never(value: torch.Tensor) -> torch.Tensor:
+    return torch.where(torch.isnan(value), -torch.inf, value)
+
+
+def _tried(one: Callable[..., Any], row: Any) -> tuple[torch.Tensor, ...]:
+    try:
+        return tuple(one(*row))
+    except RuntimeError:
+        return (torch.full((), torch.nan), torch.zeros_like(row[0]))
+
+
+def log_density(model: Model, data: Mapping[str, Any], prototype: Trace) -> Density:
+    """Record a model's log joint density, given its data, in torch's default dtype.
+
+    Args:
+        model: A model whose latents are continuous, all of them in `prototype`.
+        data: What it is called with.
+        prototype: A trace of its latent sites, from which their order, shapes and supports are taken.
+
+    Raises:
+        ModelError: It cannot be recorded.
+    """
+    parts, stop = [], 0
+    for name, node in prototype.iter_stochastic_nodes():
+        transform = biject_to(node["fn"].support)
+        shape = transform.inv(node["value"]).shape
+        start, stop = stop, stop + shape.numel()
+        parts.append(Part(name, start, stop, shape, transform))
+
+    def log_joint(u: torch.Tensor) -> torch.Tensor:
+        total, values = u.new_zeros(()), {}
+        for part in parts:
+            x = u[part.start : part.stop].reshape(part.shape)
+            y = values[part.name] = part.transform(x)
+            total = total + part.transform.log_abs_det_jacobian(x, y).sum()
+        return total + poutine.trace(poutine.condition(model, data=values)).get_trace(**data).log_prob_sum()
+
+    dtype, device = torch.get_default_dtype(), prototype.nodes[parts[0].name]["value"].device
+    try:
+        with poutine.block(), pyro.validation_enabled(False), torch.no_grad():
+            row = record(log_joint, torch.zeros(stop, dtype=dtype, device=device))
+    except Exception as error:  # whatever a model raises when its latents are not numbers yet
+        raise ModelError(
+            f"the model cannot be recorded as a graph of tensor operations: {first_line(error)}; fit it by method='svi'"
+        ) from error
+    return Density(tuple(parts), row, dtype, device)
