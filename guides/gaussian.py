@@ -115,7 +115,8 @@ def triangular(p: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """L of the full family."""
     d = len(p["log_scale"])
     row, column = torch.tril_indices(d, d, -1, device=p["lower"].device)
-    return torch.diag(p["log_scale"].exp()).index_put((row, column), p["lower"])
+    below = p["lower"].new_zeros(d * d).scatter(0, row * d + column, p["lower"])
+    return below.reshape(d, d) + torch.diag(p["log_scale"].exp())
 
 
 def _solve(lower: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

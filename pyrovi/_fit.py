@@ -20,6 +20,7 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Guide, Model, Path, Transform
+from pyrovi.deterministic import fit_deterministic
 from pyrovi.engine import ENGINES, Task
 from pyrovi.errors import SettingsError, nearest
 from pyrovi.fits import Fits
@@ -35,6 +36,8 @@ from pyrovi.svi import Callback, run_fits
 __all__ = ["fit", "run"]
 
 
+METHODS = ("svi", "deterministic")
+
 PLAIN = (bool, int, float, str, tuple, list)
 
 
@@ -43,6 +46,7 @@ def fit(
     guide: str | type[AutoGuide] | Guide = "auto",
     data: Data | None = None,
     *,
+    method: str = "svi",
     steps: int | None = None,
     epochs: int | None = None,
     particles: int = 1,
@@ -86,6 +90,11 @@ def fit(
             model's latent sites. `"auto"` is `"normal"` for now.
         data: Argument name to NumPy array, tensor, DataFrame or xarray array, passed to model and guide by keyword. A
             guide may take fewer. Plain Python values are passed as they are.
+        method: `"svi"`, or `"deterministic"`: a Gaussian (`"normal"`, `"low_rank"`, `"multivariate_normal"`, with
+            `guide_options={"skew": True}` a skewed one) at the optimum of the ELBO over fixed draws, found by L-BFGS and Newton. It
+            takes `particles`, the number of those draws, chosen for you when 1, `steps`, the most evaluations, 2,000 when None, and
+            of the settings below `guide_options`, `seed`, `dtype` (float64 when None), `device` and `folder`. See
+            `docs/deterministic.md`.
         steps: The largest number of steps; 10,000 when neither it nor `epochs` is given.
         epochs: The same as passes over the data, each `ceil(n / batch_size)` steps.
         particles: Draws a step for the ELBO's gradient; run as one vectorised batch where model and guide allow. For
@@ -151,7 +160,8 @@ def fit(
         >>> sorted(fit.posterior(1_000))
         ['w']
     """
-    result = run(**locals()).best()
+    given = locals()
+    result = _deterministic(**given) if method == "deterministic" else run(**given).best()
     if folder is not None:
         result.save(folder)
     return result
@@ -162,6 +172,7 @@ def run(
     model: Model,
     guide: Any,
     data: Data | None,
+    method: str,
     steps: int | None,
     epochs: int | None,
     particles: int,
@@ -192,6 +203,8 @@ def run(
     began = time.perf_counter()
     steps, epochs = _count("steps", steps), _count("epochs", epochs)
     particles, restarts, chosen = _count("particles", particles) or 1, _count("restarts", restarts) or 1, _as_list(callbacks)
+    if method not in METHODS:
+        raise SettingsError(f"unknown method {method!r}; {nearest(str(method), METHODS)}")
     if engine not in ENGINES:
         raise SettingsError(f"unknown engine {engine!r}; {nearest(engine, ENGINES)}")
     if stop not in ("auto", None):
@@ -255,6 +268,7 @@ def run(
                 problem,
                 outcomes,
                 settings={
+                    "method": method,
                     "guide": problem.guide_name,
                     "guide_options": {k: v for k, v in (guide_options or {}).items() if isinstance(v, PLAIN)},
                     "objective": objective_name,
@@ -285,6 +299,41 @@ def run(
         finally:
             problem.parameters.give_back(start)
     return result
+
+
+def _deterministic(
+    *,
+    model: Model,
+    guide: Any,
+    data: Data | None,
+    steps: int | None,
+    particles: int,
+    guide_options: Mapping[str, Any] | None,
+    seed: int,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device,
+    progress: bool | None,
+    folder: Path | None,
+    **others: Any,
+) -> Fit:
+    """The one fit of `method="deterministic"`."""
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**32:
+        raise SettingsError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
+    if folder is not None:
+        check_folder(folder)
+    return fit_deterministic(
+        model,
+        guide,
+        data,
+        steps=_count("steps", steps),
+        particles=_count("particles", particles) or 1,
+        guide_options=guide_options,
+        seed=int(seed),
+        dtype=as_dtype(dtype) if dtype is not None else None,
+        device=_device(device),
+        versions=_versions(),
+        others=others,
+    )
 
 
 def _steps(steps: int | None, epochs: int | None, problem: Problem) -> int:

@@ -179,7 +179,7 @@ def settle(density: Density, parameters: Tensors, e: torch.Tensor, left: int, tr
         left, parameters = objective.left, recentred(objective.parameters(v))
         if gain <= GAIN * density.dimension or left <= 0:
             break
-    objective = Objective(density, parameters, e)
+    objective = Objective(density, parameters, e, trace)
     value, gradient = objective(objective.start)
     return Reached(parameters, -value, gain, float(gradient.abs().max()), left)
 
@@ -224,6 +224,7 @@ SVI_ONLY: dict[str, Any] = {
     "stop": "auto",
     "engine": "auto",
     "restarts": 1,
+    "callbacks": (),
 }
 """What `fit` takes for method='svi' alone, with its defaults."""
 
@@ -290,7 +291,7 @@ def fit_deterministic(
                 "method": "deterministic",
                 "guide": "whitened",
                 "guide_options": {"family": family, "skew": whitened.skewed, **rank, "start": False},
-                **{name: value for name, value in SVI_ONLY.items() if name not in ("optimizer", "stop")},
+                **{name: value for name, value in SVI_ONLY.items() if name not in ("optimizer", "stop", "callbacks")},
                 "optimizer": "l-bfgs, trust-region newton",
                 "steps": steps,
                 **found.figures,

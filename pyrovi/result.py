@@ -23,6 +23,8 @@ from pyrovi.preflight import Problem
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pyrovi.linear_response import LinearResponse
+
 __all__ = ["Estimate", "Fit", "Status"]
 
 
@@ -84,6 +86,9 @@ class Fit:
     def __repr__(self) -> str:
         latents = (", ".join(self.problem.structure.latent) or "no latents") if self.problem else "loaded without its model"
         steps = self.elbo.shape[-1]
+        if self.settings.get("method") == "deterministic":
+            family, elbo = self.settings["guide_options"]["family"], f", ELBO {self.elbo[0, -1]:,.2f}" if steps else ""
+            return f"Fit({family} guide; {latents}; {self.status} after {steps:,} evaluations{elbo}; seed {self.seed})"
         elbo = f", ELBO {self.best_elbo[-100:].mean():,.2f} over the last {min(steps, 100)}" if steps else ""
         return f"Fit({self.settings['guide']} guide; {latents}; {self.status} after {steps:,} steps{elbo}; seed {self.seed})"
 
@@ -208,6 +213,29 @@ class Fit:
         with self.loaded() as _:
             assert self.problem is not None
             return replace(self, problem=on(self.problem, data))
+
+    def linear_response(self) -> LinearResponse:
+        """Posterior covariances that allow for correlations which q does not have: of a fit by `method="deterministic"`.
+
+        Where the log joint is tilted by a small multiple t of a function f of the latents, the optimum of the ELBO moves; the
+        derivative at t = 0 of the mean of another, g, under q is their covariance by linear response, J_f H⁻¹ J_gᵀ, with H the
+        curvature of −ELBO at the optimum and J the derivative of a mean under q by q's parameters. Of the posterior itself that
+        derivative is the covariance exactly; of a Gaussian posterior that of mean-field q is too, however wrong its own variances.
+        It corrects q's spread, not its location.
+
+        Returns:
+            By site, `sd` and `covariance` of the latents' own values, and `unconstrained_sd` and `unconstrained_covariance`; a
+            covariance has the site's axes twice.
+
+        Raises:
+            PyroviError: The fit is not one by `method="deterministic"`, or was loaded without its model.
+
+        References:
+            Covariances, robustness, and variational Bayes (Giordano, Broderick & Jordan, 2018) | https://jmlr.org/papers/v19/17-670.html
+        """
+        from pyrovi.linear_response import linear_response
+
+        return linear_response(self)
 
     def to_arviz(
         self,
