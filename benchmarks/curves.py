@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import rows
 import table
+import timing
 
 
 class Point(NamedTuple):
@@ -62,7 +63,7 @@ def point(curve: Curve, size: int, rounds: int) -> Point:
     theirs = None
     if importlib.util.find_spec("numpyro"):
         theirs = rows.peer("in_numpyro").Scanned(getattr(rows.peer("in_numpyro"), name)(**sizes), settings.get("restarts"))
-    pairs = rows.steps_in_turn(lambda n: fit(program, steps=n, **settings), theirs or (lambda n: None), lengths, rounds)
+    pairs = timing.steps_in_turn(lambda n: fit(program, steps=n, **settings), theirs or (lambda n: None), lengths, rounds)
     ours, scanned = (1e6 * statistics.median(side) for side in zip(*pairs, strict=True))
     found = Point(size, ours, scanned if theirs else math.nan)
     print(f"{curve.name} {size:,}: {found.pyrovi:,.1f} µs a step, NumPyro {found.numpyro:,.1f}", flush=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-import time
 from typing import Any
 
 import problems
 import torch
 from in_pyro import Program, autoencoder, recipe, schools, tensors
+from timing import clock, peak
 
 import pyrovi
 
@@ -57,12 +57,12 @@ if __name__ == "__main__":  # a process that is timed from its start, or whose m
     match sys.argv[1:]:
         case ["accurately"]:
             fitted = accurately(schools())
-            mark = time.monotonic()
+            took = clock()
             loc, sd = posterior(fitted)
-            print(json.dumps({"mark": mark, "loc": loc.tolist(), "sd": sd.tolist()}))
+            print(json.dumps({"seconds": took, "loc": loc.tolist(), "sd": sd.tolist()}))
         case ["autoencoder", steps, engine]:
             images(autoencoder(), engine, steps=int(steps))
-            print(json.dumps({"peak": problems.peak()}))
+            print(json.dumps({"peak": peak()}))
         case [name, steps, particles, engine]:
             fit(recipe(name, particles=int(particles)), engine, steps=int(steps))
-            print(json.dumps({"peak": problems.peak()}))
+            print(json.dumps({"peak": peak()}))

@@ -82,9 +82,3 @@ def optimum() -> Gaussians:
 
     best = min((minimize(negative_elbo, np.r_[np.zeros(10), np.full(10, s)], tol=1e-9) for s in (-2.0, 0.0)), key=lambda r: r.fun)
     return Gaussians(best.x[:10], np.exp(best.x[10:]))
-
-
-def peak() -> float:
-    """The most memory this process has held, in MiB. Not `ru_maxrss`, which a child inherits from the process that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024

@@ -7,22 +7,19 @@ Torch, Pyro and the peers are imported when their row comes, after the threads h
 from __future__ import annotations
 
 import functools
-import gc
 import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
+from timing import Pairs, in_turn, scaled, seconds, steps_in_turn
 
-Pairs = list[tuple[float, float]]
-"""Figures of pyrovi and of the peer, a pair a round."""
+HERE = Path(__file__).resolve().parent
 
 
 class Job(NamedTuple):
@@ -38,60 +35,19 @@ class Job(NamedTuple):
     """A sentence for the page: what limits the row, or what else to know of it."""
 
 
-def seconds(run: Callable[[], object]) -> float:
-    gc.collect()
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
-def a_step(run: Callable[[int], object], short: int, long: int) -> float:
-    """Seconds a step, from fits of two lengths."""
-    return (seconds(lambda: run(long)) - seconds(lambda: run(short))) / (long - short)
-
-
-def steps_in_turn(ours: Callable[[int], object], theirs: Callable[[int], object], lengths: tuple[int, int], rounds: int) -> Pairs:
-    """Seconds a step, warm: each length has been run before, since a compiled program may depend on it."""
-    for run in (ours, theirs):
-        for n in lengths:
-            run(n)
-    return in_turn(lambda: a_step(ours, *lengths), lambda: a_step(theirs, *lengths), rounds)
-
-
-def scaled(pairs: Pairs, scale: float) -> Pairs:
-    return [(scale * ours, scale * theirs) for ours, theirs in pairs]
-
-
-def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> Pairs:
-    pairs = []
-    for i in range(rounds):
-        if i % 2:
-            second, first = theirs(), ours()
-            pairs.append((first, second))
-        else:
-            pairs.append((ours(), theirs()))
-    return pairs
-
-
 def peer(name: str) -> Any:
     """One of the modules beside this one, imported when its row comes: what it stands for may not be installed."""
     return importlib.import_module(name)
 
 
-def child(*arguments: str, fresh: bool = False) -> tuple[float, dict[str, Any]]:
-    """When a Python process began, and what it printed last, as JSON; `fresh` gives it caches of its own, empty."""
+def child(*arguments: str, fresh: bool = False) -> dict[str, Any]:
+    """What a Python process of its own printed last, as JSON; `fresh` gives it caches of its own, empty."""
     with tempfile.TemporaryDirectory() as folder:
         caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "XDG_CACHE_HOME": folder, "PYTENSOR_FLAGS": f"base_compiledir={folder}"}
-        began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            env={**os.environ, **(caches if fresh else {})},
-            check=True,
-            capture_output=True,
-            text=True,
-        )
+        environment = {**os.environ, **(caches if fresh else {})}
+        done = subprocess.run([sys.executable, *arguments], env=environment, check=True, capture_output=True, text=True)
     lines = done.stdout.splitlines()
-    return began, json.loads(lines[-1]) if lines else {}
+    return json.loads(lines[-1]) if lines else {}
 
 
 def imports(rounds: int) -> Pairs:
@@ -141,9 +97,9 @@ def cold(module: str, rounds: int) -> Pairs:
     """From the start of a process to a posterior near the optimum."""
 
     def one(*arguments: str) -> float:
-        began, printed = child(*arguments, fresh=True)
+        printed = child(*arguments, fresh=True)
         _check(arguments[0], printed["loc"], printed["sd"])
-        return float(printed["mark"]) - began
+        return float(printed["seconds"])
 
     return in_turn(lambda: one(str(HERE / "in_pyrovi.py"), "accurately"), lambda: one(str(HERE / f"{module}.py")), rounds)
 
@@ -219,7 +175,7 @@ def memory(arguments: tuple[str, ...], engine: str, rounds: int) -> Pairs:
     """Peak MiB of a process of its own."""
 
     def one(*words: str) -> float:
-        return float(child(*words)[1]["peak"])
+        return float(child(*words)["peak"])
 
     return in_turn(
         lambda: one(str(HERE / "in_pyrovi.py"), *arguments, engine), lambda: one(str(HERE / "in_pyro.py"), *arguments), rounds
@@ -271,9 +227,9 @@ JOBS = [
     Job("replicates", "512 calibration replicates of the eight schools, 5,000 steps, warm", "one fit on the plain engine", 2.0,
         functools.partial(replicates, 512, 5_000)),
     Job("vae-torch", "autoencoder 784-400-20, training", "PyTorch, a loop by hand", 0.9,
-        functools.partial(training, "torch", (200, 600)), (), "images/s", True),
+        functools.partial(training, "torch", (300, 900)), (), "images/s", True),
     Job("vae-pyro", "autoencoder 784-400-20, training", "a bare `svi.step` loop", None,
-        functools.partial(training, "pyro", (200, 600)), (), "images/s", True),
+        functools.partial(training, "pyro", (300, 900)), (), "images/s", True),
     *(
         Job(f"memory-{key}-{engine}", f"peak memory, {name}, engine `{engine}`", "a bare `svi.step` loop", 1.2,
             functools.partial(memory, arguments, engine), (), "MiB")

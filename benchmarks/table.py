@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from rows import Job, Pairs
+from rows import Job
+from timing import Pairs
 
 
 class Row(NamedTuple):

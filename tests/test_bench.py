@@ -84,7 +84,7 @@ def test_a_row_that_fails_does_not_take_the_others_along(bench, job, capsys):
 
 def test_which_side_comes_first_changes_from_round_to_round(bench):
     order = []
-    pairs = bench.peer("rows").in_turn(lambda: order.append("a") or 1.0, lambda: order.append("b") or 2.0, 3)
+    pairs = bench.peer("timing").in_turn(lambda: order.append("a") or 1.0, lambda: order.append("b") or 2.0, 3)
     assert pairs == [(1.0, 2.0)] * 3
     assert order == ["a", "b", "b", "a", "a", "b"]
 
