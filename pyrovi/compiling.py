@@ -1,79 +1,157 @@
 """A recorded step compiled by Inductor, and its kernels called again and again without the code around them.
 
 Inductor's own wrapper allocates every buffer anew and checks every shape: some twenty microseconds a call, where the kernels of a
-small model take less than one. So one call is overheard, kernels and buffers, and what was overheard is repeated. That is tried
-against the wrapper first; where it does not give the same, or a step calls for more than kernels, the wrapper runs every step.
+small model take less than one. So one call is overheard, and what was heard, which kernels on which tensors, is a `Tape` that can
+be played on any tensors of these shapes. A tape is first tried against the wrapper; where it does not do the same, or the step
+calls for more than kernels, the wrapper runs every step. Tapes are kept in memory and, kernels included, in a folder for later
+processes, which need neither the compiler nor the seconds that it takes to import it.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_map
 
 from pyrovi.errors import first_line
 from pyrovi.graphs import NotTraceable
 
-__all__ = ["compiled", "is_compiled", "repeated"]
+__all__ = ["Tape", "in_place", "is_compiled", "key"]
 
 Step = Callable[[list[torch.Tensor]], Any]
 
+EXTERN = {"mm": torch.mm, "addmm": torch.addmm, "bmm": torch.bmm, "baddbmm": torch.baddbmm}
+"""What Inductor leaves to libraries and calls with `out=`."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """A tensor of a tape: where its storage comes from and how it lies in it."""
+
+    source: int
+    """From 0, an argument; below, a buffer of the tape's own: -1 the first."""
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Tape:
+    """The kernels that one call of a compiled step runs, and on what."""
+
+    calls: list[tuple[int | str, Any, Any]]
+    """The kernel, by its place in `kernels` or its name in `EXTERN`, its arguments, and those by name; tensors as `_View`."""
+    kernels: list[Callable[..., Any]]
+    files: list[str]
+    buffers: list[int]
+    """Bytes of each buffer."""
+
+    def on(self, arguments: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """The step on these tensors as a function of nothing, which changes them in place, now as later."""
+        buffers = [torch.empty(size, dtype=torch.uint8) for size in self.buffers]
+
+        def tensor(value: Any) -> Any:
+            if not isinstance(value, _View):
+                return value
+            dtype = getattr(torch, value.dtype)
+            base = arguments[value.source] if value.source >= 0 else buffers[-1 - value.source].view(dtype)
+            return base.as_strided(value.shape, value.stride, base.storage_offset() + value.offset)
+
+        calls = [
+            (self.kernels[kernel] if isinstance(kernel, int) else EXTERN[kernel], *tree_map(tensor, (args, kwargs)))
+            for kernel, args, kwargs in self.calls
+        ]
+
+        def play() -> None:
+            for kernel, args, kwargs in calls:
+                kernel(*args, **kwargs)
+
+        if len(calls) == 1 and not calls[0][2]:
+            ((only, its, _),) = calls
+            return lambda: only(*its)
+        return play
+
+
+_TAPES: dict[str, Tape] = {}
 _COMPILED: dict[str, Step] = {}
-"""Compiled steps of this process, by what they do; Inductor keeps its own cache between processes."""
+"""This process's, by what they do."""
 
 
 def key(*parts: object) -> str:
-    """One name for a step that has this code, these shapes and these settings."""
-    return hashlib.sha256("\n".join(map(str, (torch.__version__, torch.get_num_threads(), *parts))).encode()).hexdigest()
+    """One name for a step that has this code, these shapes and these settings, on this machine and in this pyrovi."""
+    here = torch.__version__, platform.python_version(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return hashlib.sha256("\n".join(map(str, (*here, _source(), *parts))).encode()).hexdigest()
+
+
+@functools.cache
+def _source() -> str:
+    """A step is made of what the model says and of what these modules make of it."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in ("compiling", "engine", "graphs", "program", "updates")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def is_compiled(name: str) -> bool:
-    """Whether this process has compiled that step."""
-    return name in _COMPILED
+    """Whether a step has been compiled here before, in this process or another."""
+    return name in _TAPES or name in _COMPILED or (_folder() / name).is_dir()
 
 
-def compiled(name: str, step: Callable[..., Any], examples: Sequence[torch.Tensor]) -> Step:
-    """The step, which works on its arguments in place, as machine code that takes a list of them.
+def in_place(name: str, step: Callable[..., Any], arguments: list[torch.Tensor], changing: int) -> Callable[[], Any]:
+    """A step, compiled, on these tensors, as a function of nothing; it changes the first `changing` of them.
 
     Raises:
         NotTraceable: Inductor cannot compile it, or there is no C++ compiler.
     """
+    if name not in _TAPES and (read := _read(name)) is not None:
+        _TAPES[name] = read
+    if name in _TAPES:
+        return _TAPES[name].on(arguments)
     if name not in _COMPILED:
         try:
-            _COMPILED[name] = _inductor(step, examples)
+            _COMPILED[name] = _inductor(step, arguments)
         except Exception as error:
             raise NotTraceable(f"Inductor could not compile it ({type(error).__name__}: {first_line(error)})") from error
-    return _COMPILED[name]
+        tape = _proven_tape(_COMPILED[name], arguments, changing)
+        if tape is not None:
+            _TAPES[name] = tape
+            _write(name, tape)
+            return tape.on(arguments)
+    return lambda: _COMPILED[name](list(arguments))
 
 
 def _inductor(step: Callable[..., Any], examples: Sequence[torch.Tensor]) -> Step:
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     with mode, torch.no_grad():
         fakes = [mode.from_tensor(tensor, static_shapes=True) for tensor in examples]
-        graph: GraphModule = make_fx(step, decomposition_table=select_decomp_table())(*fakes)
+        graph = make_fx(step, decomposition_table=select_decomp_table())(*fakes)
     with torch.no_grad():
         code: Any = compile_fx_inner(graph, fakes)
     return code
 
 
-def repeated(code: Step, arguments: list[torch.Tensor], changing: int) -> Callable[[], Any]:
-    """The step on these tensors as a function of nothing; now as later it changes the first `changing` of them in place."""
-
-    def wrapped() -> Any:
-        return code(list(arguments))
-
-    def again() -> None:
-        for kernel, args, kwargs in calls:
-            kernel(*args, **kwargs)
+def _proven_tape(code: Step, arguments: list[torch.Tensor], changing: int) -> Tape | None:
+    """What a call runs, if playing that, on buffers of its own, does what the call does."""
+    before = [tensor.clone() for tensor in arguments[:changing]]
 
     def after(function: Callable[[], Any]) -> list[torch.Tensor]:
         function()
@@ -82,45 +160,131 @@ def repeated(code: Step, arguments: list[torch.Tensor], changing: int) -> Callab
             tensor.copy_(value)
         return now
 
-    before = [tensor.clone() for tensor in arguments[:changing]]
-    calls = _overheard(code, arguments)
+    wanted = after(lambda: code(list(arguments)))
+    tapes: list[Tape] = []
+    with suppress(Exception):  # Inductor's inner workings are its own; whatever is odd about them, there is the wrapper
+        after(lambda: tapes.append(_overheard(code, arguments)))
+        got = after(tapes[0].on(arguments))
+        if all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(wanted, got, strict=True)):
+            return tapes[0]
     after(lambda: None)
-    if not calls:
-        return wrapped
-    wanted, got = after(wrapped), after(again)
-    same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(wanted, got, strict=True))
-    return again if same else wrapped
+    return None
 
 
-def _overheard(code: Any, arguments: list[torch.Tensor]) -> list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]:
-    """The kernels that one call runs, with their arguments; none where the call does anything else."""
-    module = getattr(getattr(code, "current_callable", None), "__globals__", {})
-    source = str(getattr(code, "source_code", ""))
-    kernels = {name: f for name, f in module.items() if name.startswith("cpp_fused")}
-    if not kernels or "torch.ops." in source.split("def call", 1)[-1].split("runner =", 1)[0]:
-        code(list(arguments))
-        return []
-    calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+def _overheard(code: Any, arguments: list[torch.Tensor]) -> Tape:
+    module = code.current_callable.__globals__
+    if "torch.ops." in code.source_code.split("def call", 1)[1].split("runner =", 1)[0]:
+        raise NotTraceable("it calls operators that return tensors of their own")
+    heard: list[tuple[Any, Any, Any]] = []
 
-    def listening(function: Callable[..., Any]) -> Callable[..., Any]:
-        def heard(*args: Any, **kwargs: Any) -> Any:
-            calls.append((function, args, kwargs))
+    def listening(name: int | str, function: Any) -> Callable[..., Any]:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            heard.append((name, args, kwargs))
             return function(*args, **kwargs)
 
-        return heard
+        return called
 
     class Extern:
-        """Inductor's matrix products and the like, which write into buffers too."""
-
         def __getattr__(self, name: str) -> Callable[..., Any]:
-            return listening(getattr(extern, name))
+            return listening(name, EXTERN[name])
 
+    kernels = {name: function for name, function in module.items() if name.startswith("cpp_fused")}
+    places = {name: i for i, name in enumerate(kernels)}
     extern = module.get("extern_kernels")
     try:
-        module.update({name: listening(f) for name, f in kernels.items()})
-        module["extern_kernels"] = Extern()
+        module.update({name: listening(places[name], function) for name, function in kernels.items()}, extern_kernels=Extern())
         code(list(arguments))
     finally:
-        module.update(kernels)
-        module["extern_kernels"] = extern
-    return calls
+        module.update(kernels, extern_kernels=extern)
+
+    sources = {tensor.untyped_storage().data_ptr(): (i, tensor) for i, tensor in enumerate(arguments) if tensor.numel()}
+    buffers: dict[int, tuple[int, int]] = {}
+
+    def view(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        storage, offset = value.untyped_storage(), value.storage_offset()
+        place = storage.data_ptr()
+        if place in sources:
+            source, argument = sources[place]
+            if argument.dtype is not value.dtype:
+                raise NotTraceable("it sees an argument as another type")
+            offset -= argument.storage_offset()
+        else:
+            source, _ = buffers.setdefault(place, (-1 - len(buffers), storage.nbytes()))
+        return _View(source, int(offset), tuple(value.shape), tuple(value.stride()), str(value.dtype).removeprefix("torch."))
+
+    return Tape(
+        [(name, *tree_map(view, (args, kwargs))) for name, args, kwargs in heard],
+        list(kernels.values()),
+        [function.__self__.__file__ for function in kernels.values()],
+        [size for _, size in buffers.values()],
+    )
+
+
+FORMAT = 1
+
+
+def _folder() -> Path:
+    """Where compiled steps are kept; `PYROVI_CACHE` names another place."""
+    chosen = os.environ.get("PYROVI_CACHE")
+    if chosen:
+        return Path(chosen) / "compiled"
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("pyrovi")) / "compiled"
+
+
+def _write(name: str, tape: Tape) -> None:
+    """Keep a tape for later processes; one that cannot be kept is made again there."""
+
+    def plain(value: Any) -> Any:
+        return {"view": vars(value)} if isinstance(value, _View) else value
+
+    with suppress(OSError, TypeError):
+        _folder().mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=_folder()))
+        try:
+            for i, file in enumerate(tape.files):
+                shutil.copy(file, draft / f"{i}.so")
+            calls = tree_map(plain, tape.calls)
+            (draft / "tape.json").write_text(json.dumps({"format": FORMAT, "calls": calls, "buffers": tape.buffers}))
+            draft.rename(_folder() / name)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _read(name: str) -> Tape | None:
+    path = _folder() / name
+    if not path.is_dir():
+        return None
+
+    def view(value: dict[str, Any]) -> Any:
+        if "view" not in value:
+            return value
+        fields = value["view"]
+        return _View(**{**fields, "shape": tuple(fields["shape"]), "stride": tuple(fields["stride"])})
+
+    with suppress(Exception):  # a damaged one is made again
+        stored = json.loads((path / "tape.json").read_text(), object_hook=view)
+        if stored["format"] == FORMAT:
+            files = [str(path / f"{i}.so") for i in range(len(list(path.glob("*.so"))))]
+            return Tape([tuple(call) for call in stored["calls"]], [_kernel(file) for file in files], files, stored["buffers"])
+    return None
+
+
+def _kernel(file: str) -> Callable[..., Any]:
+    asked, before = "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", dict(os.environ)
+    # What Inductor's bindings ask for as they are loaded: where the function is that finds a tensor's memory.
+    os.environ[asked] = str(torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr)  # type: ignore[attr-defined]
+    try:
+        loader = importlib.machinery.ExtensionFileLoader("kernel", file)
+        spec = importlib.util.spec_from_file_location("kernel", file, loader=loader)
+        assert spec is not None
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        kernel: Callable[..., Any] = module.kernel
+        return kernel
+    finally:
+        if asked not in before:
+            del os.environ[asked]

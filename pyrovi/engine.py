@@ -19,7 +19,7 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch.utils._pytree import tree_leaves
 
 from pyrovi._typing import Guide, Model, Tensors
-from pyrovi.compiling import compiled, is_compiled, key, repeated
+from pyrovi.compiling import in_place, is_compiled, key
 from pyrovi.graphs import NotTraceable, Recorded
 from pyrovi.minibatch import Batched
 from pyrovi.objective import KLWeight
@@ -157,7 +157,8 @@ class Plain:
         self._problem, self._kl, self._seed = problem, kl, seed
         self._batched = problem.batched()
         model, guide = (problem.model, problem.guide) if self._batched is None else (self._batched.model, self._batched.guide)
-        self._model, self._guide = (kl(model), kl(guide)) if kl is not None else (model, guide)
+        self._model: Model = kl(model) if kl is not None else model
+        self._guide: Guide = kl(guide) if kl is not None else guide
         self._svi = SVI(self._model, self._guide, optim, loss=objective.loss, loss_and_grads=_checked(objective))  # type: ignore[attr-defined]
         self._decay = optim.step if isinstance(optim, PyroLRScheduler) else None
         self._feed = _feed(problem, self._batched, seed)
@@ -377,7 +378,8 @@ class Traced:
     def _draw_block(self) -> None:
         """Draw what the next steps need: as many as see batches of one size, up to the block's capacity."""
         size = len(self._next_rows[0]) if self._rows else None
-        count, rows = min(self._capacity(size), self._task.steps - self.done), []
+        count = min(self._capacity(size), self._task.steps - self.done)
+        rows: list[torch.Tensor] = []
         while self._rows and len(rows) < count and len(self._next_rows[0]) == size:
             rows.append(torch.stack(self._next_rows))
             self._next_rows = [next(feed) for feed in self._rows]
@@ -428,7 +430,7 @@ class Traced:
             index.add_(1)
             return ()
 
-        self._repeat = repeated(compiled(self._key(size), step, arguments), arguments, len(changing))
+        self._repeat = in_place(self._key(size), step, arguments, len(changing))
         self.name = "compiled"
 
     def _key(self, size: int | None) -> str:

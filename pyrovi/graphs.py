@@ -1,7 +1,7 @@
 """A function recorded once as a graph of tensor operations that is pure: everything that varies, noise included, is an input.
 
-The function is run once, Pyro's handlers and the backward pass included, and its ATen operations are written down. What the passes below
-do to that graph is what makes it a function in the mathematical sense, which can be batched, compiled and repeated.
+The function is run once, Pyro's handlers and the backward pass included, and its ATen operations are written down. The passes below
+make a function in the mathematical sense of that graph, which can be batched, compiled and repeated.
 """
 
 from __future__ import annotations
@@ -300,8 +300,9 @@ def _scaled(kind: str, first: float, second: float, names: tuple[str, str]) -> C
     """A draw written into a tensor, x.normal_(mean, std) and its kin, whose two arguments have these defaults."""
 
     def build(node: Node, take: Any, call: Any) -> Node:
+        given: Any = node.args
         a, b = (
-            node.args[i + 1] if len(node.args) > i + 1 else node.kwargs.get(name, default)
+            given[i + 1] if len(given) > i + 1 else node.kwargs.get(name, default)
             for i, (name, default) in enumerate(zip(names, (first, second), strict=True))
         )
         drawn = take(kind, node)
@@ -333,20 +334,21 @@ def _exponential(node: Node, take: Any, call: Any) -> Node:
 
 
 def _cauchy(node: Node, take: Any, call: Any) -> Node:
-    median, sigma = (*node.args[1:3], *(0.0, 1.0)[len(node.args) - 1 :])
+    median, sigma = [*node.args[1:3], 0.0, 1.0][:2] if len(node.args) != 2 else (node.args[1], 1.0)
     turn = call(aten.mul.Tensor, call(aten.sub.Tensor, take("uniform", node), 0.5), torch.pi)
     return call(aten.add.Tensor, call(aten.mul.Tensor, call(aten.tan.default, turn), sigma), median)
 
 
 def _categorical(node: Node, take: Any, call: Any) -> Node | None:
-    weights, n = node.args[:2]
-    if n != 1:
+    weights: Any = node.args[0]
+    if node.args[1] != 1:
         return None
     below = call(aten.cumsum.default, weights, -1)
     total = call(aten.slice.Tensor, below, -1, -1)
     drawn = take("uniform", node)
     past = call(aten.ge.Tensor, call(aten.mul.Tensor, call(aten.to.dtype, drawn, weights.meta["val"].dtype), total), below)
-    return call(aten.sum.dim_IntList, past, [-1], True)
+    # In float32 the product may round up to the total.
+    return call(aten.clamp.default, call(aten.sum.dim_IntList, past, [-1], True), None, weights.meta["val"].shape[-1] - 1)
 
 
 DRAWS: dict[Any, Callable[..., Node | None]] = {
@@ -368,9 +370,7 @@ DRAWS: dict[Any, Callable[..., Node | None]] = {
     aten._standard_gamma.default: lambda node, take, call: call(torch.ops.pyrovi.standard_gamma.default, node.args[0]),
     aten._standard_gamma_grad.default: lambda node, take, call: call(torch.ops.pyrovi.standard_gamma_grad.default, *node.args),
 }
-"""How each draw of torch is made from outside noise. Gamma draws reject, and so cannot be; what is not here draws where it stands."""
-
-STILL_RANDOM = {torch.ops.aten.poisson.default, torch.ops.aten.binomial.default, torch.ops.aten._sample_dirichlet.default}
+"""How each draw of torch is made from outside noise. Gamma draws reject, and so cannot be; what is not here draws in its place."""
 
 _library = torch.library.Library("pyrovi", "DEF")
 _library.define("standard_gamma(Tensor concentration) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_feasible
@@ -58,10 +60,10 @@ def check_observed(trace: Trace) -> Structure:
         expected = fn.shape()
         plates = ", ".join(f"{p.name!r} of size {p.size}" for p in site.plates) or "no plate"
         try:
-            joint = torch.broadcast_shapes(value.shape, expected)
-        except RuntimeError:
+            joint = math.prod(np.broadcast_shapes(value.shape, expected))  # torch's own imports sympy, for a second
+        except ValueError:
             joint = None
-        if joint is None or joint.numel() != value.numel() or joint.numel() != torch.Size(expected).numel():
+        if joint is None or joint != value.numel() or joint != math.prod(expected):
             raise DataError(
                 f"site {name!r} ({plates}) has shape {tuple(expected)} but its observed value has shape {tuple(value.shape)}; "
                 "give them the same shape, with a pyro.plate or .to_event(1) for every axis of the data"
