@@ -6,7 +6,8 @@ With z = z(ε, φ) a draw's gradient falls into a path through z and the score o
 
 A guide's later sites depend on its earlier draws, and its parameters may hide in modules, so the two parts are told apart by
 running the guide again with its draws held: there the score is all that is left. What a program computes from its draws, as
-an autoguide computes its Delta sites, it computes again; the density of such a site is no score.
+an autoguide computes its Delta sites, it computes again; the density of such a site is no score. Where no draw moves the
+distribution of another, the distributions of the one run do.
 
 References:
     Sticking the landing (Roeder, Wu & Duvenaud, 2017) | https://arxiv.org/abs/1703.09194
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import is_identically_zero
+from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.trace_elbo import _compute_log_r
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
@@ -30,7 +31,7 @@ from pyrovi._typing import Guide, Model
 from pyrovi.errors import SettingsError
 from pyrovi.structure import WRAPPERS
 
-__all__ = ["GRADIENTS", "Run", "hold", "is_drawn", "sites", "total_loss"]
+__all__ = ["GRADIENTS", "Run", "hold", "independent", "is_drawn", "score", "sites", "total_loss"]
 
 GRADIENTS = ("total", "sticking_the_landing", "doubly_reparameterized")
 
@@ -52,6 +53,31 @@ def is_drawn(node: Any) -> bool:
     return not node["is_observed"] and type(fn).__name__ != "Delta"
 
 
+def score(guide: Trace) -> torch.Tensor:
+    """The log density of a guide's draws, held where they are: its derivative is the score where the draws are independent."""
+    total = torch.zeros(())
+    for name, site in sites(guide):
+        if is_drawn(site):
+            try:
+                held = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])
+            except (NotImplementedError, KeyError) as error:  # KeyError: Pyro's flows look for a draw of their own
+                raise SettingsError(
+                    f"the guide cannot score a draw of site {name!r} that is handed to it (a transform of its has no inverse), as "
+                    "this gradient wants; use gradient='total'"
+                ) from error
+            total = total + scale_and_mask(held, site["scale"], site["mask"]).sum()
+    return total
+
+
+def independent(guide: Trace) -> bool:
+    """Whether no draw of a guide's moves the distribution of another, as in mean-field and amortised guides."""
+    draws = [site["value"] for _, site in sites(guide) if is_drawn(site) and site["value"].requires_grad]
+    total = score(guide)
+    if not (draws and total.requires_grad):
+        return True
+    return all(g is None for g in torch.autograd.grad(total, draws, allow_unused=True, retain_graph=True))
+
+
 @dataclass(frozen=True)
 class Run:
     """One run of guide and model, scored, and what it takes to run them again with the guide's draws held."""
@@ -64,11 +90,9 @@ class Run:
     """What the guide drew, plates' subsamples included, as constants."""
 
     def guide_again(self) -> Trace:
-        """The guide's trace with its draws held, scored."""
+        """The guide's trace with its draws held."""
         args, kwargs = self.given
-        trace = poutine.trace(poutine.replay(self.programs[1], trace=self.held)).get_trace(*args, **kwargs)
-        trace.compute_log_prob()
-        return trace
+        return poutine.trace(poutine.replay(self.programs[1], trace=self.held)).get_trace(*args, **kwargs)
 
     def model_again(self, guide: Trace) -> Trace:
         """The model's trace at the values of such a trace of the guide, scored."""
@@ -79,13 +103,9 @@ class Run:
 
     def check(self) -> None:
         """Raise unless the guide, run again, scores its draws as it did."""
-        try:
-            again = self.guide_again()
-        except (NotImplementedError, KeyError) as error:  # KeyError: Pyro's flows look for a draw of their own
-            raise SettingsError(
-                "the guide cannot score a draw that is handed to it (a transform of its has no inverse), as this gradient wants; "
-                "use gradient='total'"
-            ) from error
+        again = self.guide_again()
+        score(again)
+        again.compute_log_prob()
         for name, site in sites(self.guide):
             twin = again.nodes.get(name)
             if twin is None or not torch.allclose(twin["log_prob"], site["log_prob"], rtol=1e-2, atol=1e-2, equal_nan=True):

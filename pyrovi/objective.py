@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 
 from pyrovi._typing import Guide, Model
 from pyrovi.errors import SettingsError, nearest
-from pyrovi.gradients import GRADIENTS, Run, hold, is_drawn, sites, total_loss
+from pyrovi.gradients import GRADIENTS, Run, hold, independent, is_drawn, score, sites, total_loss
 from pyrovi.preflight import Problem
 from pyrovi.structure import is_deterministic
 from pyrovi.tracing import family
@@ -69,6 +69,9 @@ class _Differentiable(Trace_ELBO):
                     "objective or gradient needs; use objective='trace_elbo' and gradient='total'"
                 )
 
+    def check_run(self, run: Run) -> None:
+        run.check()
+
     def _pairs(self, model: Model, guide: Guide, args: Any, kwargs: Any) -> Iterator[Pair]:
         for pair in self._get_traces(model, guide, args, kwargs):
             if not self.checked:
@@ -82,7 +85,7 @@ class _Differentiable(Trace_ELBO):
         for pair in self._pairs(model, whole, args, kwargs):
             runs.append(Run(*pair, (together(model), together(guide)), (args, kwargs), hold(whole.trace)))
             if not self.checked:
-                runs[-1].check()
+                self.check_run(runs[-1])
         return runs
 
     @torch.no_grad()
@@ -125,11 +128,14 @@ class StickingTheLanding(_Differentiable):
             total = total + model.log_prob_sum() - guide.log_prob_sum()
         return total / self.num_particles
 
+    def check_run(self, run: Run) -> None:
+        self._independent = independent(run.guide)
+        if not self._independent:
+            run.check()
+
     def surrogate(self, runs: list[Run]) -> torch.Tensor:
-        score = torch.zeros(())
-        for run in runs:
-            score = score + sum(site["log_prob_sum"] for _, site in sites(run.guide_again()) if is_drawn(site))
-        return self.bound((run.model, run.guide) for run in runs) + (score - score.detach()) / self.num_particles
+        total = torch.stack([score(run.guide if self._independent else run.guide_again()) for run in runs]).sum()
+        return self.bound((run.model, run.guide) for run in runs) + (total - total.detach()) / self.num_particles
 
 
 class MeanField(_Differentiable):
@@ -204,10 +210,11 @@ class Renyi(_Differentiable):
         parts = []
         for run in runs:
             again = run.guide_again()
+            again.compute_log_prob()
             drawn = [site for _, site in sites(again) if is_drawn(site)]
             computed = [site for _, site in sites(again) if not is_drawn(site)]
             layout = self._layout(run.model, run.guide)
-            (log_w, scale), score = self.log_weights(run.model, run.guide), _by_datum(layout, drawn)
+            (log_w, scale), log_q = self.log_weights(run.model, run.guide), _by_datum(layout, drawn)
             # Nothing but the guide's draws may depend on parameters; then the model need not be run again.
             direct = _has_parameters(run.model) or any(s["value"].requires_grad or s["log_prob"].requires_grad for s in computed)
             if direct:
@@ -215,7 +222,7 @@ class Renyi(_Differentiable):
                 rest = _by_datum(layout, model) - _by_datum(layout, computed)
             else:
                 rest = torch.zeros_like(log_w)
-            parts.append((log_w, log_w - (rest - score), rest))
+            parts.append((log_w, log_w - (rest - log_q), rest))
         log_w, path, rest = (torch.cat(part) for part in zip(*parts, strict=True))
         normed = torch.softmax((1 - self.alpha) * log_w.detach(), 0)
         moving = ((self.alpha * normed + (1 - self.alpha) * normed**2) * path + normed * rest).sum(0)
@@ -224,7 +231,7 @@ class Renyi(_Differentiable):
     def check(self, model: Trace, guide: Trace) -> None:
         super().check(model, guide)
         scale, kept = self._layout(model, guide)[:2]
-        for name, site in _weighed(model, guide):
+        for name, site in (*_weighed(model), *_weighed(guide)):
             # A mini-batch weighs all its sites alike; with anything else the weights are not those of p/q.
             if not torch.equal(*torch.broadcast_tensors(torch.as_tensor(site["scale"]), scale)):
                 raise SettingsError(
@@ -246,8 +253,11 @@ class Renyi(_Differentiable):
     def _layout(self, model: Trace, guide: Trace) -> _Layout:
         vectorized = self.vectorize_particles and self.num_particles > 1
         axis = -int(self.max_plate_nesting) if vectorized else None
-        frames = [{f.dim for f in s["cond_indep_stack"] if f.vectorized} - {axis} for _, s in _weighed(model, guide)]
-        kept = sorted(set.intersection(*frames)) if frames else []
+        # Two plates may share an axis, one inside each of two sites; a guide's plates may have other names.
+        plates = [{(f.name, f.dim) for f in _frames(s)} for _, s in _weighed(model)]
+        axes = [{f.dim for f in _frames(s)} for _, s in _weighed(guide)]
+        shared = {dim for _, dim in set.intersection(*plates)} if plates else set()
+        kept = sorted(shared.intersection(*axes) - {axis})
         scale = next((site["scale"] for _, site in sites(model) if site["is_observed"]), 1.0)
         return _Layout(torch.as_tensor(scale), kept, axis)
 
@@ -264,8 +274,12 @@ class _Layout(NamedTuple):
     particles: int | None
 
 
-def _weighed(model: Trace, guide: Trace) -> list[tuple[str, Any]]:
-    return [(name, site) for name, site in (*sites(model), *sites(guide)) if not is_deterministic(site)]
+def _weighed(trace: Trace) -> list[tuple[str, Any]]:
+    return [(name, site) for name, site in sites(trace) if not is_deterministic(site)]
+
+
+def _frames(site: Any) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
 def _by_datum(layout: _Layout, scored: list[Any]) -> torch.Tensor:

@@ -79,6 +79,17 @@ class ModuleGuide(torch.nn.Module):
         pyro.sample("b", dist.Normal(loc, log_scale.exp()))
 
 
+class AmortizedDropout(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
+
+    def forward(self, y):
+        pyro.module("net", self.net)
+        with pyro.plate("data", len(y)):
+            pyro.sample("z", dist.Normal(self.net(y[:, None])[:, 0], 1.0))
+
+
 def stretched_guide(y):
     """Sites computed from draws *and* parameters, with the densities that go with them: no part of these is a score."""
     m, s = pyro.param("m", torch.tensor(0.4)), pyro.param("s", torch.tensor(0.7), constraint=constraints.positive)
@@ -183,6 +194,7 @@ CASES = {
     "a hierarchical guide": (chain_model, chain_guide, {}),
     "one whose parameters hide in a module": (chain_model, ModuleGuide, {}),
     "sites computed from parameters": (chain_model, stretched_guide, {}),
+    "independent draws with dropout": (local_model, AmortizedDropout, {}),
     "a factor in the guide": (chain_model, factor_guide, {}),
     "a Markov chain": (path_model, path_guide, {}),
     "a Dirichlet": (dirichlet_model, dirichlet_guide, {}),
@@ -203,7 +215,7 @@ CASES = {
 
 def differences(model, guide, options, plain, named, particles, repeats, seed=0):
     """Of paired gradients, divided by their standard errors; and of paired losses."""
-    made = guide() if guide is ModuleGuide else guide
+    made = guide() if isinstance(guide, type) else guide
     with steps(model, made, {"y": Y}, particles, **options) as step:
         one, other = step.make(plain), step.make(named)
         pairs = [(step(one, seed + i), step(other, seed + i)) for i in range(repeats)]
@@ -490,6 +502,20 @@ def test_other_classes_of_pyros_are_not_recorded():
         surrogate_loss(TraceGraph_ELBO(), step.model, step.guide, step.data)
 
 
+@pytest.mark.parametrize(
+    ("model", "guide", "runs"),
+    [(local_model, local_guide, 1), (positive_model, "multivariate_normal", 1), (chain_model, chain_guide, 2)],
+)
+def test_a_guide_is_run_twice_only_where_a_draw_moves_the_distribution_of_another(model, guide, runs):
+    with steps(model, guide, {"y": Y}, particles=3) as step:
+        elbo, own, seen = step.make(StickingTheLanding), step.guide, []
+        step.guide = lambda *args, **kwargs: (seen.append(1), own(*args, **kwargs))[1]
+        step(elbo, 0)
+        seen.clear()
+        step(elbo, 1)
+    assert len(seen) == runs
+
+
 def test_a_model_without_parameters_is_run_once():
     runs = []
 
@@ -507,14 +533,16 @@ def test_a_model_without_parameters_is_run_once():
 
 
 class Dropout(torch.nn.Module):
+    """Of the second site's network, which sees the first site's draw."""
+
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
 
     def forward(self, y):
         pyro.module("net", self.net)
-        with pyro.plate("data", len(y)):
-            pyro.sample("z", dist.Normal(self.net(y[:, None])[:, 0], 1.0))
+        a = pyro.sample("a", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+        pyro.sample("b", dist.Normal(self.net(a[..., None])[..., 0], 1.0))
 
 
 def planar_guide(y):
@@ -550,7 +578,13 @@ planar = Planar(2)
         (local_model, local_guide, {"gradient": "doubly_reparameterized"}, "use gradient='sticking_the_landing'"),
         (local_model, local_guide, {"gradient": "doubly_reparameterized", "objective": "mean_field"}, "use gradient='total'"),
         (discrete_model, discrete_guide, {"gradient": "sticking_the_landing"}, "'z' from Bernoulli"),
-        (local_model, Dropout(), {"gradient": "sticking_the_landing"}, "site 'z' otherwise"),
+        (chain_model, Dropout(), {"gradient": "sticking_the_landing"}, "site 'b' otherwise"),
+        (
+            local_model,
+            AmortizedDropout(),
+            {"gradient": "doubly_reparameterized", "objective": "importance_weighted", "particles": 3},
+            "site 'z' otherwise",
+        ),
         (chain_model, planar_guide, {"gradient": "sticking_the_landing"}, "inverse"),
     ],
 )

@@ -146,6 +146,28 @@ def test_global_latents_share_one_weight_a_particle():
     assert agree((mean, se), (by_hand.mean().item(), by_hand.std().item() / math.sqrt(50_000)))
 
 
+@pytest.mark.parametrize("n", [5, N])
+def test_plates_that_only_share_an_axis_share_no_weights(n):
+    """A latent a feature and an outcome a datum: one weight a particle, however many features there are."""
+
+    def model(y):
+        with pyro.plate("feature", n):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(w.mean(-1, keepdim=True), 1.0), obs=y)
+
+    def guide(y):
+        with pyro.plate("feature", n):
+            pyro.sample("w", dist.Normal(0.4, 0.9))
+
+    mean, se = values(ImportanceWeighted, model, guide, {"y": Y}, 1_000, particles=5)
+    w = 0.4 + 0.9 * torch.randn(20_000, 5, n, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    log_w = (dist.Normal(0.0, 1.0).log_prob(w) - dist.Normal(0.4, 0.9).log_prob(w)).sum(-1)
+    log_w = log_w + dist.Normal(w.mean(-1, keepdim=True), 1.0).log_prob(Y.double()).sum(-1)
+    by_hand = torch.logsumexp(log_w, 1) - math.log(5)
+    assert agree((mean, se), (by_hand.mean().item(), by_hand.std().item() / math.sqrt(len(by_hand))))
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3, -1.0])
 def test_renyi_is_its_formula(alpha):
     generator = torch.Generator().manual_seed(1)
