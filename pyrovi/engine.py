@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from pyro.infer import ELBO, SVI
 from pyro.optim.lr_scheduler import PyroLRScheduler
-from torch.utils._pytree import tree_leaves
 
 from pyrovi._typing import Guide, Model, Tensors
 from pyrovi.compiling import in_place, is_compiled, key
@@ -301,13 +300,15 @@ class Traced:
         block = self._block
         t, rate, *weight = (x[at] for x in block.shared)
         inputs = self._arguments([x[:, at] for x in block.own], weight)
-        moved = self._moved(self._flat, self._state, self._alive, self._total, t, rate, inputs, self._fixed[block.size], block.size)
+        gradient, alive, loss = self._gradients(self._flat, self._alive, inputs, self._fixed[block.size], block.size)
+        flat, state = self._moved(self._flat, gradient, self._state, t, rate, None if alive.all() else alive)
         if self._repeat is None:
-            self._flat, self._state, self._alive, self._total, loss = moved
+            self._flat, self._state = flat, state
         else:  # the compiled step knows these tensors by their place in memory
-            *new, loss = tree_leaves(moved)
-            for tensor, value in zip((self._flat, *self._state, self._alive, self._total), new, strict=True):
+            for tensor, value in zip((self._flat, *self._state), (flat, *state), strict=True):
                 tensor.copy_(value)
+        self._alive.copy_(alive)
+        self._total += flat
         return loss
 
     @staticmethod
@@ -315,28 +316,31 @@ class Traced:
         normal, uniform, *rows = own
         return [*rows, *weight, normal, uniform]
 
-    def _moved(
-        self,
-        flat: torch.Tensor,
-        state: tuple[torch.Tensor, ...],
-        alive: torch.Tensor,
-        total: torch.Tensor,
-        t: torch.Tensor,
-        rate: torch.Tensor,
-        inputs: list[torch.Tensor],
-        fixed: list[torch.Tensor],
-        size: int | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A step of every fit, pure. A fit whose loss is not finite stays where it is from then on."""
+    def _gradients(
+        self, flat: torch.Tensor, alive: torch.Tensor, inputs: list[torch.Tensor], fixed: list[torch.Tensor], size: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Every fit's gradient, whether it goes on, and its loss, NaN where it does not."""
         gradient, loss = self._calls[size](flat, *inputs, *fixed)
         if self._clip_norm is not None:
             gradient = clip_by_norm(gradient, self._program.layout.sizes, self._clip_norm)
         alive = alive & torch.isfinite(loss)
+        return gradient, alive, torch.where(alive, loss, torch.nan)
+
+    def _moved(
+        self,
+        flat: torch.Tensor,
+        gradient: torch.Tensor,
+        state: tuple[torch.Tensor, ...],
+        t: torch.Tensor,
+        rate: torch.Tensor,
+        keep: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Parameters and the optimiser's state after a step; where `keep` is False, as they were."""
         new, new_state = self._optimizer.update(flat, gradient, state, t, rate)
-        keep = alive[:, None]
-        flat = torch.where(keep, new, flat)
-        state = tuple(torch.where(keep, a, b) for a, b in zip(new_state, state, strict=True))
-        return flat, state, alive, total + flat, torch.where(alive, loss, torch.nan)
+        if keep is None:
+            return new, new_state
+        keep = keep[:, None]
+        return torch.where(keep, new, flat), tuple(torch.where(keep, a, b) for a, b in zip(new_state, state, strict=True))
 
     def _computed_once(self, step: Recorded) -> list[torch.Tensor]:
         """The step's fixed values; those that depend on data of their own have the fits as first axis."""
@@ -423,9 +427,10 @@ class Traced:
             state, rest = tuple(rest[:states]), rest[states:]
             t, rate, *weight = (x.index_select(0, index).squeeze(0) for x in rest[:shared])
             inputs = self._arguments([x.index_select(1, index).squeeze(1) for x in rest[shared : shared + own]], weight)
-            *new, loss = tree_leaves(self._moved(flat, state, alive, total, t, rate, inputs, rest[shared + own :], size))
+            gradient, going_on, loss = self._gradients(flat, alive, inputs, rest[shared + own :], size)
+            new, new_state = self._moved(flat, gradient, state, t, rate, going_on)
             losses.index_put_((index,), loss[None])
-            for tensor, value in zip((flat, *state, alive, total), new, strict=True):
+            for tensor, value in zip((flat, *state, alive, total), (new, *new_state, going_on, total + new), strict=True):
                 tensor.copy_(value)
             index.add_(1)
             return ()

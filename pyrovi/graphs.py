@@ -300,17 +300,17 @@ def _scaled(kind: str, first: float, second: float, names: tuple[str, str]) -> C
     """A draw written into a tensor, x.normal_(mean, std) and its kin, whose two arguments have these defaults."""
 
     def build(node: Node, take: Any, call: Any) -> Node:
-        given: Any = node.args
-        a, b = (
-            given[i + 1] if len(given) > i + 1 else node.kwargs.get(name, default)
-            for i, (name, default) in enumerate(zip(names, (first, second), strict=True))
-        )
+        a, b = (_argument(node, i, name, default) for i, (name, default) in enumerate(zip(names, (first, second), strict=True), 1))
         drawn = take(kind, node)
         scale = b - a if kind == "uniform" else b
         drawn = drawn if scale == 1 else call(aten.mul.Tensor, drawn, scale)
         return drawn if a == 0 else call(aten.add.Tensor, drawn, a)
 
     return build
+
+
+def _argument(node: Node, i: int, name: str, default: Any) -> Any:
+    return node.args[i] if len(node.args) > i else node.kwargs.get(name, default)
 
 
 def _normal_about(node: Node, take: Any, call: Any) -> Node:
@@ -328,13 +328,13 @@ def _compare_op(probability: Any) -> Any:
 
 
 def _exponential(node: Node, take: Any, call: Any) -> Node:
-    rate = node.args[1] if len(node.args) > 1 else 1.0
+    rate = _argument(node, 1, "lambd", 1.0)
     drawn = call(aten.neg.default, call(aten.log1p.default, call(aten.neg.default, take("uniform", node))))
     return drawn if rate == 1 else call(aten.div.Tensor, drawn, rate)
 
 
 def _cauchy(node: Node, take: Any, call: Any) -> Node:
-    median, sigma = [*node.args[1:3], 0.0, 1.0][:2] if len(node.args) != 2 else (node.args[1], 1.0)
+    median, sigma = _argument(node, 1, "median", 0.0), _argument(node, 2, "sigma", 1.0)
     turn = call(aten.mul.Tensor, call(aten.sub.Tensor, take("uniform", node), 0.5), torch.pi)
     return call(aten.add.Tensor, call(aten.mul.Tensor, call(aten.tan.default, turn), sigma), median)
 
