@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 import pyrovi
 from pyrovi._target import OWN, pairs, program, read
 from pyrovi.errors import PyroviError, RunFolderError, SettingsError
+from pyrovi.engine import ENGINES
 from pyrovi.gradients import GRADIENTS
 from pyrovi.guides.auto import GUIDES
 from pyrovi.objective import OBJECTIVES
@@ -127,6 +128,8 @@ def fit_target(
     optimizer: Annotated[str | None, tuning(help=f"{', '.join(OPTIMIZERS)}.")] = None,
     schedule: Annotated[str | None, tuning(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")] = None,
     batch_size: Annotated[int | None, tuning(help="Rows of the data a step.")] = None,
+    engine: Annotated[str | None, tuning(help=f"What takes the steps: {', '.join(ENGINES)}.")] = None,
+    restarts: Annotated[int | None, tuning(help="Independent fits, of which the best is kept.")] = None,
     seed: Annotated[int | None, tuning(help="The same seed gives the same fit.")] = None,
     dtype: Annotated[str | None, tuning(help="float32 or float64.")] = None,
     device: Annotated[str | None, tuning(help="Where to run, as in cuda.")] = None,
@@ -146,7 +149,7 @@ def fit_target(
     given = {
         "objective": objective, "gradient": gradient, "kl_weight": kl_weight, "kl_annealing": kl_annealing, "steps": steps,
         "epochs": epochs, "particles": particles, "lr": lr, "optimizer": optimizer, "schedule": schedule, "batch_size": batch_size,
-        "seed": seed, "dtype": dtype, "device": device,
+        "engine": engine, "restarts": restarts, "seed": seed, "dtype": dtype, "device": device,
     }  # fmt: skip
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if guide_option:
