@@ -85,6 +85,11 @@ class _Differentiable(Trace_ELBO):
         for pair in self._pairs(model, whole, args, kwargs):
             runs.append(Run(*pair, (together(model), together(guide)), (args, kwargs), hold(whole.trace)))
             if not self.checked:
+                if not score(runs[-1].guide).requires_grad:
+                    raise SettingsError(
+                        "the guide is a point, or computes its sites from noise without parameters, as guide='structured' does: "
+                        f"gradient={self.gradient!r} finds no score to leave out; use gradient='total'"
+                    )
                 self.check_run(runs[-1])
         return runs
 
@@ -113,8 +118,8 @@ class StickingTheLanding(_Differentiable):
     At the exact posterior that gradient is zero draw by draw, so that a fit whose guide can be exact comes to rest there at any
     rate. Away from it the score may be what cancels other noise, and the gradient may be the noisier.
 
-    A guide that computes a site from its draws *and* its parameters (the structured autoguide does) keeps the part of the score
-    that its draws do not have: the gradient is unbiased all the same, but not zero at the posterior.
+    A guide that computes a site from its draws *and* its parameters keeps the part of the score that its draws do not have: the
+    gradient is unbiased all the same, but not zero at the posterior. One whose draws have no parameters is refused.
 
     References:
         Sticking the landing (Roeder, Wu & Duvenaud, 2017) | https://arxiv.org/abs/1703.09194

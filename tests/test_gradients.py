@@ -14,9 +14,11 @@ from pyro.distributions.transforms import Planar
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch.distributions import constraints, transform_to
 from torch.fx.experimental.proxy_tensor import make_fx
+from typer.testing import CliRunner
 
 import pyrovi
 from pyrovi._isolation import isolated
+from pyrovi.cli import app
 from pyrovi.distributions import MarkovNormal
 from pyrovi.errors import SettingsError
 from pyrovi.models import linear_regression, normal_mean
@@ -205,9 +207,7 @@ CASES = {
     "subsamples of the plate's own": (indexed_model, indexed_guide, {}),
     "batches of an autoguide's draws": (local_model, "multivariate_normal", {"batch_size": B}),
     "a KL weight": (chain_model, chain_guide, {"kl": KLWeight(0.3)}),
-    "a point": (positive_model, "delta", {}),
     **{f"autoguide {name}": (positive_model, name, {"move": 0.3}) for name in ("normal", "multivariate_normal", "low_rank")},
-    "autoguide structured": (positive_model, "structured", {"move": 0.3}),
     "autoguide mixture": (positive_model, "mixture", {"move": 0.3}),
     "autoguide flow": (positive_model, "flow", {"guide_options": {"transforms": 1, "widths": (4,)}, "move": 0.1}),
 }
@@ -249,7 +249,6 @@ WEIGHTED = [
     "batches by slicing",
     "batches by index",
     "autoguide multivariate_normal",
-    "autoguide structured",
 ]
 ALPHAS = [0.5, *(pytest.param(alpha, marks=pytest.mark.slow) for alpha in (0.0, -1.0, 2.0))]
 
@@ -314,6 +313,34 @@ def test_doubly_reparameterized_weights_are_those_by_hand(alpha, vectorized):
         by_hand = {"slope": slope.grad, "scale": log_scale.grad, "noise": log_noise.grad}
         torch.testing.assert_close(gradient, torch.stack([by_hand[name] for name in step.leaves]))
         assert leaves[0].grad is not None
+
+
+def test_what_a_guide_computes_from_parameters_is_weighed_as_the_models_parameters_are():
+    """z = s · raw with raw ~ Normal(m, 1.1): by raw the path, by s directly."""
+    y, k, alpha = Y.double(), 5, 0.4
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y):
+        m, s = pyro.param("m", torch.tensor(0.4)), pyro.param("s", torch.tensor(0.7))
+        raw = pyro.sample("raw", dist.Normal(m, 1.1), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(s * raw, -s.log().expand(raw.shape)))
+
+    def log_joint(raw, s):
+        return dist.Normal(0.0, 1.0).log_prob(s * raw) + dist.Normal((s * raw)[:, None], 1.0).log_prob(y).sum(-1) + s.log()
+
+    with steps(model, guide, {"y": Y}, particles=k) as step:
+        gradient, _ = step(step.make(functools.partial(Renyi, alpha=alpha, gradient="doubly_reparameterized")), seed=4)
+        pyro.set_rng_seed(4)
+        m, s = (torch.tensor(v, dtype=torch.float64).requires_grad_() for v in (0.4, 0.7))
+        raw = m + 1.1 * torch.randn(k, 1)[:, 0]
+        path = log_joint(raw, s.detach()) - dist.Normal(m.detach(), 1.1).log_prob(raw)
+        w = torch.softmax((1 - alpha) * path.detach(), 0)
+        ((alpha * w + (1 - alpha) * w**2) * path + w * log_joint(raw.detach(), s)).sum().neg().backward()
+        torch.testing.assert_close(gradient, torch.stack([{"m": m.grad, "s": s.grad}[name] for name in step.leaves]))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, -1.0, 2.0])
@@ -586,8 +613,23 @@ planar = Planar(2)
             "site 'z' otherwise",
         ),
         (chain_model, planar_guide, {"gradient": "sticking_the_landing"}, "inverse"),
+        (positive_model, "structured", {"gradient": "sticking_the_landing"}, "no score"),
+        (positive_model, "delta", {"gradient": "sticking_the_landing"}, "no score"),
+        (
+            positive_model,
+            "structured",
+            {"gradient": "doubly_reparameterized", "objective": "importance_weighted", "particles": 3},
+            "no score",
+        ),
     ],
 )
 def test_gradients_that_cannot_be_had(model, guide, settings, words):
     with pytest.raises(SettingsError, match=words):
         pyrovi.fit(model, guide, {"y": Y}, steps=5, **settings)
+
+
+def test_the_command_takes_a_gradient(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["fit", "normal_mean", "--gradient", "doubly_reparameterized"])
+    assert result.exit_code == 2
+    assert "use gradient='sticking_the_landing'" in " ".join(result.output.split())
