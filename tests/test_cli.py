@@ -247,7 +247,9 @@ def test_a_model_that_raises_is_named_with_its_line_before_the_fit_and_within_it
     Path("own.py").write_text(
         f"{COIN}\ncalls = []\ndef late(flips):\n    calls.append(1)\n    assert len(calls) < 40, 'tired'\n    model(flips)\n"
     )
-    assert complaint("fit", "own.py:late", "--data", "flips.csv").startswith("error: own.py:17: AssertionError: tired")
+    assert complaint("fit", "own.py:late", "--data", "flips.csv", "--engine", "pyro").startswith(
+        "error: own.py:17: AssertionError: tired"
+    )
 
 
 def test_data_files_that_cannot_be_read_are_named_with_the_cure():
