@@ -93,7 +93,7 @@ def fit(
         method: `"svi"`, or `"deterministic"`: a Gaussian (`"normal"`, `"low_rank"`, `"multivariate_normal"`, with
             `guide_options={"skew": True}` a skewed one) at the optimum of the ELBO over fixed draws, found by L-BFGS and Newton. It
             takes `particles`, the number of those draws, chosen for you when 1, `steps`, the most evaluations, 2,000 when None, and
-            of the settings below `guide_options`, `seed`, `dtype` (float64 when None), `device` and `folder`. See
+            of the settings below `guide_options`, `engine`, `seed`, `dtype` (float64 when None), `device` and `folder`. See
             `docs/deterministic.md`.
         steps: The largest number of steps; 10,000 when neither it nor `epochs` is given.
         epochs: The same as passes over the data, each `ceil(n / batch_size)` steps.
@@ -312,6 +312,7 @@ def _deterministic(
     seed: int,
     dtype: str | torch.dtype | None,
     device: str | torch.device,
+    engine: str,
     progress: bool | None,
     folder: Path | None,
     **others: Any,
@@ -332,6 +333,7 @@ def _deterministic(
         dtype=as_dtype(dtype) if dtype is not None else None,
         device=_device(device),
         versions=_versions(),
+        engine=engine,
         others=others,
     )
 

@@ -9,8 +9,10 @@ the values of its latents (`if z > 0:`), or one that draws random numbers outsid
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyro
@@ -21,7 +23,9 @@ from torch.distributions import biject_to
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovi._typing import Model, Tensors
+from pyrovi.compiling import in_place, key
 from pyrovi.errors import ModelError, first_line
+from pyrovi.graphs import NotTraceable
 
 __all__ = ["Density", "log_density", "record"]
 
@@ -30,6 +34,9 @@ MOST_ROWS = 1024
 
 MOST_SCALARS = 4_000_000
 """Numbers that a recording computes in one run, all its intermediate results together: 32 MB, of which few are kept at a time."""
+
+PATIENCE = 5e9
+"""Numbers computed by a recording before it is compiled: the interpreter takes some five seconds for them, as the compiler does."""
 
 aten = torch.ops.aten
 
@@ -211,15 +218,20 @@ class Density:
         row: The recording of one row.
         dtype: What the model was recorded in.
         device: Where.
+        patience: How many numbers a recording computes before it is compiled; 0 to compile at once, infinity for never.
     """
 
-    def __init__(self, parts: tuple[Part, ...], row: torch.fx.GraphModule, dtype: torch.dtype, device: Any) -> None:
+    def __init__(
+        self, parts: tuple[Part, ...], row: torch.fx.GraphModule, dtype: torch.dtype, device: Any, patience: float
+    ) -> None:
         self.parts, self.dimension = parts, parts[-1].stop
         self.rows = min(MOST_ROWS, 2 ** max(0, int(math.log2(MOST_SCALARS / row.meta["scalars"]))))
         self.device, self._dtype, self._row = device, dtype, row
         self._origin = torch.zeros(self.dimension, dtype=dtype, device=device)
         self._single: dict[str, Callable[..., Any]] = {}
         self._many: dict[str, Callable[..., Any]] = {}
+        self._work: dict[str, float] = {}
+        self._patience = patience
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         """Shape `(n, dimension)` to `(n,)`."""
@@ -246,23 +258,47 @@ class Density:
 
     @torch.no_grad()
     def _run(self, what: str, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        n = len(inputs[0])
         if what not in self._single:
             self._single[what] = self._derive(what)
-        one, size, pieces = self._single[what], self.rows if n > 1 else 1, []
-        for i in range(0, n, size):
-            block = [x[i : i + size].to(self._dtype) for x in inputs]
+        if len(inputs[0]) == 1:
+            return tuple(y.double() for y in self._one_by_one(what, [x.to(self._dtype) for x in inputs]))
+        pieces = []
+        for i in range(0, len(inputs[0]), self.rows):
+            block = [x[i : i + self.rows].to(self._dtype) for x in inputs]
             count = len(block[0])
-            if n > 1 and count < size:  # the recording is of one number of rows
-                block = [torch.cat([x, x[-1:].expand(size - count, -1)]) for x in block]
-            if n > 1 and what not in self._many:
-                self._many[what] = record(torch.func.vmap(one), *block)
+            if count < self.rows:  # the recording is of one number of rows
+                block = [torch.cat([x, x[-1:].expand(self.rows - count, -1)]) for x in block]
             try:
-                out = self._many[what](*block) if n > 1 else [y[None] for y in one(*(x[0] for x in block))]
+                out = self._together(what, block)
             except RuntimeError:  # in some row: find out in which
-                out = [torch.stack(column) for column in zip(*(_tried(one, row) for row in zip(*block, strict=True)), strict=True)]
+                out = self._one_by_one(what, block)
             pieces.append([y[:count].double() for y in out])
         return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+
+    def _together(self, what: str, block: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if what not in self._many:
+            self._many[what] = record(torch.func.vmap(self._single[what]), *block)
+            self._work[what] = 0
+        program = self._many[what]
+        if isinstance(program, torch.fx.GraphModule):
+            self._work[what] += program.meta["scalars"]
+            if self._work[what] > self._patience:
+                # By what has been done, not by the clock: the same fit is to give the same bits.
+                with suppress(NotTraceable):
+                    program = self._many[what] = _compiled(program, block)
+                self._work[what] = -math.inf
+        return program(*block)
+
+    def _one_by_one(self, what: str, block: list[torch.Tensor]) -> Sequence[torch.Tensor]:
+        one, vector = self._single[what], torch.full_like(self._origin, torch.nan)
+        never = {"value": (vector[0],), "gradient": (vector[0], vector), "curvature": (vector,)}[what]
+        rows = []
+        for row in zip(*block, strict=True):
+            try:
+                rows.append(one(*row))
+            except RuntimeError:
+                rows.append(never)
+        return [torch.stack(column) for column in zip(*rows, strict=True)]
 
     @torch.enable_grad()
     def _derive(self, what: str) -> Callable[..., Any]:
@@ -287,20 +323,42 @@ def _or_never(value: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.isnan(value), -torch.inf, value)
 
 
-def _tried(one: Callable[..., Any], row: Any) -> tuple[torch.Tensor, ...]:
-    try:
-        return tuple(one(*row))
-    except RuntimeError:
-        return (torch.full((), torch.nan), torch.zeros_like(row[0]))
+def _compiled(program: torch.fx.GraphModule, block: list[torch.Tensor]) -> Callable[..., list[torch.Tensor]]:
+    """A recording compiled by Inductor, its constants made arguments, so that other data of these shapes find it compiled.
+
+    Raises:
+        NotTraceable: It cannot be compiled, or there is no C++ compiler.
+    """
+    constants = dict(program.named_buffers())
+    results, inputs = [torch.empty_like(y) for y in program(*block)], [x.clone() for x in block]
+    arguments = [*results, *inputs, *constants.values()]
+
+    def step(*given: torch.Tensor) -> tuple[()]:
+        out, x, held = (given[i:j] for i, j in itertools.pairwise((0, len(results), len(results) + len(inputs), None)))
+        values = torch.func.functional_call(program, dict(zip(constants, held, strict=True)), x)
+        for tensor, value in zip(out, values, strict=True):
+            tensor.copy_(value)
+        return ()
+
+    call = in_place(key(program.code, [(tuple(x.shape), x.dtype) for x in arguments]), step, arguments, len(results))
+
+    def run(*block: torch.Tensor) -> list[torch.Tensor]:
+        for tensor, value in zip(inputs, block, strict=True):
+            tensor.copy_(value)
+        call()
+        return [tensor.clone() for tensor in results]
+
+    return run
 
 
-def log_density(model: Model, data: Mapping[str, Any], prototype: Trace) -> Density:
+def log_density(model: Model, data: Mapping[str, Any], prototype: Trace, patience: float = PATIENCE) -> Density:
     """Record a model's log joint density, given its data, in torch's default dtype.
 
     Args:
         model: A model whose latents are continuous, all of them in `prototype`.
         data: What it is called with.
         prototype: A trace of its latent sites, from which their order, shapes and supports are taken.
+        patience: How many numbers a recording computes before Inductor compiles it.
 
     Raises:
         ModelError: It cannot be recorded.
@@ -328,4 +386,4 @@ def log_density(model: Model, data: Mapping[str, Any], prototype: Trace) -> Dens
         raise ModelError(
             f"the model cannot be recorded as a graph of tensor operations: {first_line(error)}; fit it by method='svi'"
         ) from error
-    return Density(tuple(parts), row, dtype, device)
+    return Density(tuple(parts), row, dtype, device, patience)

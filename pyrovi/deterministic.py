@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Model, Tensors
-from pyrovi.density import Density, log_density
+from pyrovi.density import PATIENCE, Density, log_density
 from pyrovi.errors import GuideError, ModelError, SettingsError
 from pyrovi.fixed_draws import GAIN, Objective, minimise, recentred, solve
 from pyrovi.guides.gaussian import FAMILIES, AutoWhitened, initial, place, starts_full
@@ -222,11 +222,14 @@ SVI_ONLY: dict[str, Any] = {
     "schedule": None,
     "clip_norm": None,
     "stop": "auto",
-    "engine": "auto",
     "restarts": 1,
     "callbacks": (),
 }
 """What `fit` takes for method='svi' alone, with its defaults."""
+
+
+PATIENCES = {"auto": PATIENCE, "traced": math.inf, "compiled": 0.0}
+"""By engine: when recordings of the log density are compiled (`pyrovi.density`)."""
 
 
 def fit_deterministic(
@@ -241,6 +244,7 @@ def fit_deterministic(
     dtype: torch.dtype | None,
     device: torch.device,
     versions: dict[str, str],
+    engine: str,
     others: Mapping[str, Any],
 ) -> Fit:
     """What `pyrovi.fit` does with method='deterministic'; `others` are its remaining settings, which must be as they come."""
@@ -251,6 +255,10 @@ def fit_deterministic(
                 f"{name} is for method='svi'; method='deterministic' maximises the ELBO of all the data over fixed draws, and "
                 "takes guide, guide_options, particles, steps, seed, dtype and device"
             )
+    if engine not in PATIENCES:
+        raise SettingsError(
+            f"engine={engine!r} is for method='svi'; method='deterministic' takes {', '.join(map(repr, PATIENCES))}"
+        )
     family, options = _family(guide, guide_options)
     dtype, steps = dtype or torch.float64, steps or 2_000
     with isolated(seed, dtype, device, validate=True):
@@ -266,7 +274,7 @@ def fit_deterministic(
                 "use method='svi'"
             )
         with pyro.validation_enabled(False):
-            density = recorded(problem)
+            density = recorded(problem, PATIENCES[engine])
             full = starts_full(family, density.dimension)
             start = pathfinder(density, whitened._init_loc().double(), full=full, seed=seed)
             found = optimum(
@@ -293,6 +301,7 @@ def fit_deterministic(
                 "guide_options": {"family": family, "skew": whitened.skewed, **rank, "start": False},
                 **{name: value for name, value in SVI_ONLY.items() if name not in ("optimizer", "stop", "callbacks")},
                 "optimizer": "l-bfgs, trust-region newton",
+                "engine": engine,
                 "steps": steps,
                 **found.figures,
                 "vectorized": problem.vectorize,
@@ -324,7 +333,7 @@ def _family(guide: Any, guide_options: Mapping[str, Any] | None) -> tuple[str, d
     return family, options
 
 
-def recorded(problem: Problem) -> Density:
+def recorded(problem: Problem, patience: float = PATIENCE) -> Density:
     """The log density of a problem in float64, or in the problem's own dtype where the model holds tensors of that."""
     error: ModelError | None = None
     for dtype in dict.fromkeys((torch.float64, problem.dtype)):
@@ -332,7 +341,7 @@ def recorded(problem: Problem) -> Density:
         try:
             torch.set_default_dtype(dtype)
             data = {n: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in problem.data.items()}
-            return log_density(problem.model, data, problem.guide.prototype_trace)  # type: ignore[attr-defined]
+            return log_density(problem.model, data, problem.guide.prototype_trace, patience)  # type: ignore[attr-defined]
         except ModelError as raised:
             error = error or raised
         finally:
