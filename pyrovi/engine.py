@@ -19,6 +19,7 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 
 from pyrovi._typing import Guide, Model, Tensors
 from pyrovi.compiling import in_place, is_compiled, key
+from pyrovi.errors import first_line
 from pyrovi.graphs import NotTraceable, Recorded
 from pyrovi.minibatch import Batched
 from pyrovi.objective import KLWeight
@@ -404,7 +405,9 @@ class Traced:
 
     def _buffers(self, size: int | None) -> _Block:
         step, steps = self._program.steps[size], self._capacity(size)
-        shared = [torch.zeros(steps, dtype=torch.float64) for _ in range(3 if self._kl is not None else 2)]
+        shared = [torch.zeros(steps, dtype=torch.float64) for _ in range(2)]
+        if self._kl is not None:
+            shared.append(torch.zeros(steps, dtype=self._task.problem.dtype))  # the step's own dtype, or it would change that
         own = [torch.zeros(self.fits, steps, n, dtype=step.dtype) for n in (step.normals, step.uniforms)]
         rows = [] if size is None else [torch.zeros(self.fits, steps, size, dtype=torch.int64)]
         return _Block(size, shared, own + rows)
@@ -452,6 +455,14 @@ class Traced:
             where,
         )
 
+    @torch.no_grad()
+    def try_step(self, size: int | None) -> None:
+        """Call the step once, with nought for noise, and change nothing."""
+        step, weight = self._program.steps[size], [torch.tensor(1.0)] if self._program.weighted else []
+        own = [torch.zeros(self.fits, n, dtype=step.dtype) for n in (step.normals, step.uniforms)]
+        rows = [] if size is None else [torch.zeros(self.fits, size, dtype=torch.int64)]
+        self._calls[size](self._flat, *self._arguments([*own, *rows], weight), *self._fixed[size])
+
     def worth_compiling(self) -> bool:
         """Whether the compiler would save more time than it takes, by what a few interpreted steps take."""
         size = self._main_size
@@ -459,15 +470,11 @@ class Traced:
         operations = len(step.body.graph.nodes)
         if is_compiled(self._key(size)):
             return True
-        fixed, weight = self._fixed[size], [torch.tensor(1.0)] if self._program.weighted else []
-        own = [torch.zeros(self.fits, n, dtype=step.dtype) for n in (step.normals, step.uniforms)]
-        rows = [] if size is None else [torch.zeros(self.fits, size, dtype=torch.int64)]
         times = []
-        with torch.no_grad():
-            for _ in range(4):
-                began = time.perf_counter()
-                self._calls[size](self._flat, *self._arguments([*own, *rows], weight), *fixed)
-                times.append(time.perf_counter() - began)
+        for _ in range(4):
+            began = time.perf_counter()
+            self.try_step(size)
+            times.append(time.perf_counter() - began)
         idle = operations * OPERATION_SECONDS
         saved = idle + 0.4 * max(0.0, min(times) - idle)  # of the arithmetic itself, fusing saves about so much
         return self._task.steps * saved > operations * COMPILE_SECONDS
@@ -513,6 +520,17 @@ class Traced:
         return (kl(model), kl(guide), data) if kl is not None else (model, guide, data)
 
 
+def _ready(task: Task, recorded: Program, optimizer: FlatOptimizer) -> Traced:
+    """The recorded step of all fits, once tried: not every operation can be batched."""
+    try:
+        traced = Traced(task, recorded, optimizer)
+        for size in recorded.steps if traced.fits > 1 else ():
+            traced.try_step(size)
+    except RuntimeError as error:
+        raise NotTraceable(f"it cannot be run for {len(task.seeds)} fits at once: {first_line(error)}") from error
+    return traced
+
+
 def make_engine(kind: str, task: Task) -> tuple[Traced | None, str]:
     """The engine for a task, and why it is not the one that was asked for; no engine where only plain Pyro can run it.
 
@@ -527,8 +545,8 @@ def make_engine(kind: str, task: Task) -> tuple[Traced | None, str]:
         optimizer = flat_optimizer(task.optimizer)
         if optimizer is None:
             raise NotTraceable(f"optimizer {task.settings['optimizer']} has no pure form")
-        recorded = program(task.problem, task.objective, task.kl)
-        traced = Traced(task, recorded, optimizer)
+        recorded = program(task.problem, task.objective, task.kl, task.stacked)
+        traced = _ready(task, recorded, optimizer)
     except NotTraceable as reason:
         return None, str(reason)
     if kind == "compiled" or (kind == "auto" and traced.worth_compiling()):

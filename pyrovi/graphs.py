@@ -69,8 +69,11 @@ class _Recorder(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         varies = torch.Tag.nondeterministic_seeded in func.tags or any(self.node(x) in self._varies for x in tensors)
         if {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags):
-            if varies:
-                raise NotTraceable(f"its course depends on the value of a parameter, a draw or a batch ({func})")
+            # An index of whole numbers has the shape that it has; a mask's depends on its values.
+            if varies if func is not aten.index.Tensor else any(self.node(x) in self._varies for x in tensors if x.dtype in MASKS):
+                raise NotTraceable(
+                    f"its course depends on the value of a parameter, a draw, a batch or one fit's own data ({func})"
+                )
             if func in LOOKS:
                 return func(*args, **kwargs)
         if func in CHECKS:
@@ -116,11 +119,14 @@ class _Friendly(TorchFunctionMode):
     """Functions that look at values needlessly, in other words."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.one_hot and len(args) == 2:  # torch's looks whether all classes are below their number
-            return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
+        if func is torch.nn.functional.one_hot and args:  # torch's looks whether all classes are below their number
+            classes = args[1] if len(args) == 2 else (kwargs or {}).get("num_classes", -1)
+            if classes > 0:
+                return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
         return func(*args, **(kwargs or {}))
 
 
+MASKS = {torch.bool, torch.uint8}
 LOOKS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
 IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift.default}
 CHECKS = {aten._assert_async.default, aten._assert_async.msg, aten._assert_tensor_metadata.default}
@@ -145,6 +151,7 @@ def record(
     tensors: Sequence[torch.Tensor],
     flat: Mapping[str, torch.Tensor] | None = None,
     *,
+    differing: Sequence[int] = (),
     check: bool = True,
 ) -> Recorded:
     """Record a function of `inputs` that also reads `tensors` and the parameters `flat` from wherever it keeps them.
@@ -155,6 +162,8 @@ def record(
         tensors: Tensors that the function knows by name or closure and that may be exchanged for others of their shape. Any
             other tensor that it reads is a constant of the graph.
         flat: Leaves that become slices of one vector, the body's first input, in this order.
+        differing: Which of the tensors will not be the same for all that are served at once, so that no value of theirs may be
+            looked at.
         check: Whether to run the function and its graph once more, from the same random numbers, and compare.
 
     Raises:
@@ -181,7 +190,9 @@ def record(
         *zip(flat.values(), leaves, strict=True),
     ]
     rng = torch.get_rng_state()
-    recorder = _Recorder(root, graph, {id(tensor): node for tensor, node in known}, [vector, *given, *leaves])
+    recorder = _Recorder(
+        root, graph, {id(tensor): node for tensor, node in known}, [vector, *given, *leaves, *(lifted[i] for i in differing)]
+    )
     try:
         with _Friendly():
             with recorder:
@@ -242,7 +253,8 @@ def _compare(
     with torch.no_grad():
         got = module(*tensors, flat, *inputs)
     for a, b in zip(wanted, got, strict=True):
-        if not torch.allclose(a.detach(), b, rtol=1e-3, atol=1e-4 * (1 + float(a.detach().abs().max())), equal_nan=True):
+        close = 16 * torch.finfo(a.dtype).eps  # the same operations in the same order: a counter that moves a little must show
+        if not torch.allclose(a.detach(), b, rtol=close, atol=close * float(a.detach().nan_to_num().abs().max()), equal_nan=True):
             raise NotTraceable("run twice it does not do the same: it keeps a state of its own, or draws outside of torch")
 
 
@@ -286,7 +298,16 @@ def _draw_outside(module: GraphModule, after: Node) -> tuple[int, int]:
         if drawn is None:
             continue
         drawn.meta["val"] = node.meta["val"]
-        if _in_place(node):
+        target = node.args[0] if node.args else None
+        if (
+            _in_place(node)
+            and isinstance(target, Node)
+            and (_is_view(target) or any(_is_view(u) and u < node for u in target.users))
+        ):
+            with graph.inserting_before(node):
+                graph.call_function(aten.copy_.default, (target, drawn)).meta["val"] = node.meta["val"]
+            drawn = target  # the write itself is `_functional`'s
+        elif _in_place(node):
             _supersede(graph, node, drawn)
         node.replace_all_uses_with(drawn)
         graph.erase_node(node)
@@ -319,7 +340,7 @@ def _normal_about(node: Node, take: Any, call: Any) -> Node:
 
 
 def _bernoulli(node: Node, take: Any, call: Any) -> Node:
-    probability = node.args[1] if _in_place(node) else node.args[0]
+    probability: Any = _argument(node, 1, "p", 0.5) if _in_place(node) else node.args[0]
     return call(aten.to.dtype, call(_compare_op(probability), take("uniform", node), probability), node.meta["val"].dtype)
 
 

@@ -6,7 +6,7 @@ the program is called with parameters, noise and, of mini-batches, rows; over a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,10 @@ class Program:
     """Whether there is a KL weight among the inputs."""
 
 
-def program(problem: Problem, objective: ELBO, kl: KLWeight | None) -> Program:
+def program(problem: Problem, objective: ELBO, kl: KLWeight | None, own: Collection[str] = ()) -> Program:
     """Record the step of a problem, inside `isolated` with its parameters in the store and validation off.
+
+    Data named in `own` differ from fit to fit, so that the step's course may not depend on their values.
 
     Raises:
         NotTraceable: The text says what stands against it.
@@ -85,7 +87,9 @@ def program(problem: Problem, objective: ELBO, kl: KLWeight | None) -> Program:
             raise NotTraceable(str(error)) from error
         finally:
             torch.set_rng_state(state)
-        steps[size] = record(step, examples, tuple(data.values()), leaves)
+        steps[size] = record(
+            step, examples, tuple(data.values()), leaves, differing=[i for i, name in enumerate(data) if name in own]
+        )
     layout = Layout({name: leaf.shape for name, leaf in leaves.items()})
     return Program(layout, steps, tuple(data.values()), tuple(data), kl is not None)
 
