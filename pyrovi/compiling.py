@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -122,7 +123,9 @@ def in_place(name: str, step: Callable[..., Any], arguments: list[torch.Tensor],
         return _TAPES[name].on(arguments)
     if name not in _COMPILED:
         try:
-            _COMPILED[name] = _inductor(step, arguments)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, about torch
+                _COMPILED[name] = _inductor(step, arguments)
         except Exception as error:
             raise NotTraceable(f"Inductor could not compile it ({type(error).__name__}: {first_line(error)})") from error
         tape = _proven_tape(_COMPILED[name], arguments, changing)

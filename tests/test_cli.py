@@ -288,10 +288,10 @@ def test_settings_out_of_range_are_exit_code_2():
 def test_a_diverged_fit_is_kept_and_exits_3():
     nan = "    pyro.factor('f', torch.tensor(float('nan') if len(calls) == 30 else 0.0))\n"
     Path("own.py").write_text(f"{COIN}\ncalls = []\ndef odd(flips):\n    calls.append(1)\n    model(flips)\n{nan}")
-    told = document("fit", "own.py:odd", "--data", "flips.csv", code=3)
+    told = document("fit", "own.py:odd", "--data", "flips.csv", "--engine", "pyro", code=3)
     assert told["status"] == "diverged"
     assert pyrovi.load(told["run"]).status == "diverged"
-    quiet = run("fit", "own.py:odd", "--data", "flips.csv", "--quiet", code=3)
+    quiet = run("fit", "own.py:odd", "--data", "flips.csv", "--engine", "pyro", "--quiet", code=3)
     assert quiet.stdout == "runs/own-odd-2\n"
     assert quiet.stderr.startswith("diverged: ")
 
@@ -300,7 +300,7 @@ def test_a_fit_that_diverged_beyond_drawing_is_told_so_and_exits_3():
     body = "    calls.append(1)\n    assert len(calls) < 31, 'tired'\n    model(flips)\n"
     nan = "    pyro.factor('f', torch.tensor(float('nan') if len(calls) == 30 else 0.0))\n"
     Path("own.py").write_text(f"{COIN}\ncalls = []\ndef odd(flips):\n{body}{nan}")
-    result = run("fit", "own.py:odd", "--data", "flips.csv", code=3)
+    result = run("fit", "own.py:odd", "--data", "flips.csv", "--engine", "pyro", code=3)
     assert result.stdout == ""
     assert result.stderr.startswith("error: diverged: At step ")
     assert result.stderr.endswith("Nothing can be drawn from them (tired).\n")
@@ -309,7 +309,7 @@ def test_a_fit_that_diverged_beyond_drawing_is_told_so_and_exits_3():
 def test_ctrl_c_keeps_the_fit_so_far_and_exits_130():
     interrupt = "    if len(calls) == 30:\n        raise KeyboardInterrupt\n"
     Path("own.py").write_text(f"{COIN}\ncalls = []\ndef stop(flips):\n    calls.append(1)\n{interrupt}    model(flips)\n")
-    told = document("fit", "own.py:stop", "--data", "flips.csv", code=130)
+    told = document("fit", "own.py:stop", "--data", "flips.csv", "--engine", "pyro", code=130)
     assert told["status"] == "interrupted"
     assert 0 < pyrovi.load(told["run"]).elbo.size < 30
     assert Path(told["report"]).is_file()

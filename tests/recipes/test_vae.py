@@ -149,7 +149,16 @@ def test_the_analytic_kl_has_the_expectation_of_the_sampled_one_and_at_the_exact
     fit = linear_fit()
     runs = {
         name: pyrovi.fit(
-            vae.model, encoder.guide, LINEAR, steps=200, lr=1e-6, objective=name, stop=None, callbacks=start_at(fit), seed=1
+            vae.model,
+            encoder.guide,
+            LINEAR,
+            steps=200,
+            lr=1e-6,
+            objective=name,
+            stop=None,
+            callbacks=start_at(fit),
+            seed=1,
+            engine="pyro",
         ).elbo[0, 1:]
         for name in ("trace_elbo", "mean_field")
     }
