@@ -92,10 +92,11 @@ class _Recorder(TorchDispatchMode):
     def _written(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
         """An operation in place: recorded as its sibling that returns the result."""
         x, name = args[0], func._schema.name.removeprefix("aten::")
-        if not name.endswith("_") or (not self._derivative and self._shared(x)):
+        harmless = self._derivative or torch.Tag.inplace_view in func.tags or not self._shared(x)
+        if not name.endswith("_") or not harmless:
             raise _Aliased
         out = self.__torch_dispatch__(getattr(getattr(aten, name[:-1]), func._overloadname), types, args, kwargs)
-        x.copy_(out)
+        func(*args, **kwargs)
         self._note(x, self._nodes[id(out)])
         return x
 
