@@ -322,11 +322,14 @@ def _vectorizes(problem: Problem, alone: Structure) -> bool:
         for trace, program in ((guide_trace, guide), (model_trace, model)):
             if program is guide and isinstance(problem.guide, AutoGuide):
                 continue  # Pyro's own, and written for particles
-            own = Structure.of(poutine.trace(program).get_trace(**data)) if program is guide else alone
+            shapes = {name: (site.shape, site.event_dim) for name, site in alone.latent.items()}
+            if program is guide:  # its helpers' draws too
+                own = poutine.trace(program).get_trace(**data)
+                shapes = {n["name"]: (n["value"].shape, n["fn"].event_dim) for n in _scored(own) if not n["is_observed"]}
             for i in range(draws):
                 values = {
-                    name: guide_trace.nodes[name]["value"].select(dim - site.event_dim, i).reshape(site.shape)
-                    for name, site in own.latent.items()
+                    name: guide_trace.nodes[name]["value"].select(dim - event_dim, i).reshape(shape)
+                    for name, (shape, event_dim) in shapes.items()
                 }
                 if not _same(
                     trace, poutine.trace(poutine.condition(program, data=values)).get_trace(**data), i, draws, problem.nesting

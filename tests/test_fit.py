@@ -551,3 +551,11 @@ def test_the_progress_bar_is_silent_without_a_terminal_and_speaks_when_asked(cap
     assert capsys.readouterr().err == ""
     fit(progress=True)
     assert "ELBO" in capsys.readouterr().err
+
+
+def test_a_guide_with_a_helper_of_its_own_is_vectorised():
+    def guide(x):
+        helper = pyro.sample("helper", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), infer={"is_auxiliary": True})
+        pyro.sample("w", dist.Delta(0.5 * helper))
+
+    assert fit(guide=guide, particles=4).settings["vectorized"]
