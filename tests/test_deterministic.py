@@ -15,7 +15,7 @@ import pyrovi
 from pyrovi.density import log_density, record
 from pyrovi.guides.gaussian import AutoWhitened, initial, place
 from pyrovi.models import linear_regression, normal_mean
-from pyrovi.pathfinder import standard_draws
+from pyrovi.pathfinder import climb, standard_draws
 
 EIGHT = {"y": [28.0, 8, -3, 7, -1, 1, 18, 12], "s": [15.0, 10, 16, 11, 9, 11, 10, 18]}
 
@@ -161,7 +161,7 @@ def test_a_failed_decomposition_counts_as_minus_infinity():
 def test_a_row_at_which_the_model_raises_does_not_end_the_others():
     def model():
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        pyro.factor("f", torch.linalg.eigvalsh(torch.eye(2) * (1 + a).log()).sum())
+        pyro.factor("f", torch.linalg.svdvals(torch.eye(2) * (1 + a).log()).sum())
 
     value, gradient = density(model).gradient(torch.tensor([[0.0], [-2.0], [1.0]], dtype=torch.float64))
     assert torch.isfinite(value).tolist() == [True, False, True]
@@ -347,6 +347,22 @@ def test_predictors_on_raw_scales():
     assert u[:, 1].std().item() == pytest.approx(sd, rel=0.03)
 
 
+def test_an_ascent_on_raw_scales_reaches_the_top():
+    """Two predictors about 1,000 and 10⁻⁶, and their products' coefficients ten orders apart; the least squares value is known."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(np.stack([rng.normal(1_000, 10, 50), rng.normal(0, 1e-6, 50)], 1))
+    y = x @ torch.tensor([0.3, 4e5], dtype=torch.float64) + torch.from_numpy(rng.normal(0, 1, 50))
+
+    def model(x, y):
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1e8).to_event(1))
+        pyro.sample("y", dist.Normal(x @ b, 1.0).to_event(1), obs=y)
+
+    recorded = density(model, {"x": x, "y": y})
+    top = recorded(torch.linalg.lstsq(x, y[:, None]).solution.T).item()
+    reached = recorded(torch.from_numpy(climb(recorded, np.ones(2))[-1])[None]).item()
+    assert reached == pytest.approx(top, abs=0.1)
+
+
 def test_neals_funnel_gives_mean_fields_optimum():
     """v ~ Normal(0, 3), x ~ Normal(0, exp(v/2)), nine of them. For independent Normals the best sds are known: of v, 1/√(1/9 + 9/2)
     (the curvature of −E log p in v), of x, exp((m − s²/2)/2), and the mean m of v balances the nine terms."""
@@ -412,6 +428,14 @@ def test_more_draws_until_the_optimum_stands_still():
     assert few.status == "step_limit"
     assert "more particles" in few.advice
     assert few.elbo[0, -1] > few.settings["fresh_elbo"] + 1
+
+
+def test_draws_grow_until_they_are_enough(monkeypatch):
+    monkeypatch.setattr("pyrovi.deterministic.first_draws", lambda *_: 16)
+    found = fit(eight_schools, "multivariate_normal", EIGHT)
+    assert found.status == "converged"
+    assert found.settings["particles"] >= 128
+    assert found.settings["fresh_elbo"] == pytest.approx(-31.534, abs=0.05)
 
 
 def test_too_few_evaluations_are_reported():
