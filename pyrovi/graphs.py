@@ -285,7 +285,9 @@ def _draw_outside(module: GraphModule, after: Node) -> tuple[int, int]:
         used[kind] += n
         part = graph.call_function(aten.slice.Tensor, (noise[kind], 0, start, start + n))
         part = graph.call_function(aten.view.default, (part, list(value.shape)))
-        return part if value.dtype == after.meta["val"].dtype else graph.call_function(aten.to.dtype, (part, value.dtype))
+        if value.dtype == after.meta["val"].dtype or not value.is_floating_point():  # a class is found from a number in [0, 1)
+            return part
+        return graph.call_function(aten.to.dtype, (part, value.dtype))
 
     def call(op: Any, *args: Any) -> Node:
         return graph.call_function(op, args)
@@ -493,7 +495,52 @@ def _functionalized(module: GraphModule) -> GraphModule:
         raise NotTraceable(f"an in-place operation has no pure form ({first_line(error)})") from error
     if any(_in_place(n) for n in again.graph.nodes if n.op == "call_function"):
         raise NotTraceable("it changes a tensor that outlives the step")
+    _batchable(again.graph)
+    again.recompile()
     return again
+
+
+def _strided(node: Node) -> bool:
+    return node.target in (aten.as_strided.default, aten.as_strided_scatter.default)
+
+
+def _batchable(graph: Graph) -> None:
+    """What in-place writes have become, in operations that vmap has rules for."""
+
+    def call(op: Any, *args: Any, **options: Any) -> Node:
+        node = graph.call_function(op, args, options)
+        node.meta["val"] = op(*tree_map(lambda x: x.meta["val"] if isinstance(x, Node) else x, args), **options)
+        return node
+
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.meta["val"], torch.Tensor):
+            continue
+        new, shape = None, list(node.meta["val"].shape)
+        with graph.inserting_before(node):
+            if node.target is aten.slice_scatter.default and len(node.args) > 4:  # an end that stands for infinity is added to
+                node.update_arg(4, min(node.args[4], node.args[0].meta["val"].shape[node.args[2]]))
+            elif node.target is aten.copy.default and (node.meta["val"].is_contiguous() or not any(map(_strided, node.users))):
+                new = call(aten.expand.default, call(aten.to.dtype, node.args[1], node.meta["val"].dtype), shape)
+                new = call(aten.clone.default, new, memory_format=torch.contiguous_format)
+            elif node.target is aten.fill.Scalar:
+                new = call(aten.full_like.default, *node.args)
+            elif _strided(node):
+                base, where = node.args[0], node.args[-3:] if isinstance(node.args[-1], int) else node.args[-2:]
+                scatters = node.target is aten.as_strided_scatter.default
+                strides = [stride for size, stride in zip(*where[:2], strict=True) if size > 1]
+                if scatters and list(where[0]) == shape and strides == sorted(strides, reverse=True):
+                    new = node.args[1]  # all of it is written
+                elif base.meta["val"].is_contiguous():
+                    places = call(aten.as_strided.default, call(aten.arange.default, base.meta["val"].numel()), *where)
+                    flat = call(aten.reshape.default, base, [-1])
+                    if scatters:
+                        parts = [call(aten.reshape.default, x, [-1]) for x in (places, node.args[1])]
+                        new = call(aten.view.default, call(aten.index_put.default, flat, parts[:1], parts[1]), shape)
+                    else:
+                        new = call(aten.index.Tensor, flat, [places])
+        if new is not None:
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
 
 
 def _merge(graph: Graph) -> None:
