@@ -43,7 +43,8 @@ def peer(name: str) -> Any:
 def child(*arguments: str, fresh: bool = False) -> dict[str, Any]:
     """What a Python process of its own printed last, as JSON; `fresh` gives it caches of its own, empty."""
     with tempfile.TemporaryDirectory() as folder:
-        caches = {"TORCHINDUCTOR_CACHE_DIR": folder, "XDG_CACHE_HOME": folder, "PYTENSOR_FLAGS": f"base_compiledir={folder}"}
+        caches = dict.fromkeys(("PYROVI_CACHE", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"), folder)
+        caches["PYTENSOR_FLAGS"] = f"base_compiledir={folder}"
         environment = {**os.environ, **(caches if fresh else {})}
         done = subprocess.run([sys.executable, *arguments], env=environment, check=True, capture_output=True, text=True)
     lines = done.stdout.splitlines()
@@ -171,15 +172,14 @@ def training(against: str, lengths: tuple[int, int], rounds: int) -> Pairs:
     return [(problems.BATCH / ours, problems.BATCH / others) for ours, others in pairs]
 
 
-def memory(arguments: tuple[str, ...], engine: str, rounds: int) -> Pairs:
+def memory(arguments: tuple[str, ...], engine: str, fresh: bool, rounds: int) -> Pairs:
     """Peak MiB of a process of its own."""
 
-    def one(*words: str) -> float:
-        return float(child(*words)["peak"])
+    def ours() -> float:
+        return float(child(str(HERE / "in_pyrovi.py"), *arguments, engine, fresh=fresh)["peak"])
 
-    return in_turn(
-        lambda: one(str(HERE / "in_pyrovi.py"), *arguments, engine), lambda: one(str(HERE / "in_pyro.py"), *arguments), rounds
-    )
+    ours()
+    return in_turn(ours, lambda: float(child(str(HERE / "in_pyro.py"), *arguments)["peak"]), rounds)
 
 
 EAGER = {
@@ -221,9 +221,9 @@ JOBS = [
     Job("cold-pymc", f"{NEAR}, cold process", "PyMC, `pm.fit`", None, functools.partial(cold, "in_pymc"), PYMC),
     Job("warm-pymc", f"{NEAR}, warm", "PyMC, `pm.fit`", None, functools.partial(warm, "in_pymc"), PYMC),
     Job("gamma-pyro", "gamma_poisson, 128 particles, a step", "Pyro", 0.25,
-        functools.partial(gamma, "pyro", 128, (50, 150)), (), "ms"),
+        functools.partial(gamma, "pyro", 128, (100, 300)), (), "ms"),
     Job("gamma-numpyro", "gamma_poisson, 128 particles, a step", "NumPyro, scanned by hand", 0.15,
-        functools.partial(gamma, "numpyro", 128, (50, 150)), NUMPYRO, "ms"),
+        functools.partial(gamma, "numpyro", 128, (100, 300)), NUMPYRO, "ms"),
     Job("replicates", "512 calibration replicates of the eight schools, 5,000 steps, warm", "one fit on the plain engine", 2.0,
         functools.partial(replicates, 512, 5_000)),
     Job("vae-torch", "autoencoder 784-400-20, training", "PyTorch, a loop by hand", 0.9,
@@ -231,12 +231,12 @@ JOBS = [
     Job("vae-pyro", "autoencoder 784-400-20, training", "a bare `svi.step` loop", None,
         functools.partial(training, "pyro", (300, 900)), (), "images/s", True),
     *(
-        Job(f"memory-{key}-{engine}", f"peak memory, {name}, engine `{engine}`", "a bare `svi.step` loop", 1.2,
-            functools.partial(memory, arguments, engine), (), "MiB")
+        Job(f"memory-{key}-{engine}", f"peak memory, {name}, engine `{engine}`, {caches} caches", "a bare `svi.step` loop", 1.2,
+            functools.partial(memory, arguments, engine, caches == "empty"), (), "MiB")
         for key, name, arguments in (
-            ("gamma", "gamma_poisson, 128 particles", ("gamma_poisson", "100", "128")),
-            ("vae", "autoencoder 784-400-20", ("autoencoder", "200")),
+            ("gamma", "gamma_poisson, 128 particles", ("gamma_poisson", "300", "128")),
+            ("vae", "autoencoder 784-400-20", ("autoencoder", "300")),
         )
-        for engine in ("auto", "compiled")
+        for engine, caches in (("auto", "empty"), ("compiled", "kept"))
     ),
 ]  # fmt: skip
