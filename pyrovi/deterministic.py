@@ -116,7 +116,7 @@ def optimum(
                 e = standard_draws(m, density.dimension, stream(seed, 0)).to(start.loc)
                 reached = settle(density, narrowed(density, parameters, e), e, reached.left, trace)
                 parameters = reached.parameters
-                if skew and not skewed:
+                if (skew and not skewed) or reached.left <= 0:
                     break
                 moves, fresh = frequentist_sd(Objective(density, parameters, e), seed)
                 # What the fit has learned of its own draws: a mean off by t sds costs t²/2 nats, and so does a log sd off by t/√2.
