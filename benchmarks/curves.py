@@ -115,7 +115,7 @@ def picture(lines: Iterable[table.Row], curves: Mapping[str, list[Point]], path:
         axes.plot([low, high], [i, i], color=colour)
         axes.plot(middle, i, "o", color=colour)
         axes.plot(float(row.target.split()[-1]), i, "|", color="black", markersize=12)
-    axes.set_yticks(range(len(shown)), [f"{row.name}\nagainst {row.peer}" for row in shown], fontsize=6)
+    axes.set_yticks(range(len(shown)), [f"{row.name}\nagainst {row.peer}".replace("`", "") for row in shown], fontsize=6)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("pyrovi over the peer; the bar is the target, blue where it is met")

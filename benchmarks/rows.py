@@ -114,15 +114,13 @@ def warm(module: str, rounds: int) -> Pairs:
         _check(side.__name__, *side.posterior(found[0]))
         return took
 
-    def both() -> tuple[Callable[[], float], Callable[[], float]]:
-        return (
-            lambda: one(ours, lambda: ours.accurately(program)),
-            lambda: one(theirs, lambda: theirs.accurately(**theirs.BEST)),
-        )
-
-    for run in both():
+    sides = (
+        lambda: one(ours, lambda: ours.accurately(program)),
+        lambda: one(theirs, lambda: theirs.accurately(**theirs.BEST)),
+    )
+    for run in sides:
         run()
-    return in_turn(*both(), rounds)
+    return in_turn(*sides, rounds)
 
 
 @functools.cache
