@@ -7,7 +7,7 @@ make a function in the mathematical sense of that graph, which can be batched, c
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyrovi.errors import first_line
 
@@ -51,12 +52,15 @@ class _Recorder(TorchDispatchMode):
     `make_fx` of torch does as much, but imports a compiler first, for some seconds, and takes ten times as long.
     """
 
-    def __init__(self, root: torch.nn.Module, graph: Graph, nodes: Mapping[int, Node], varying: Sequence[Node]) -> None:
+    def __init__(
+        self, root: torch.nn.Module, graph: Graph, nodes: Iterable[tuple[torch.Tensor, Node]], varying: Sequence[Node]
+    ) -> None:
         super().__init__()
         self._root, self._graph = root, graph
-        self._nodes = dict(nodes)
+        self._nodes = WeakTensorKeyDictionary()
+        for tensor, node in nodes:
+            self._nodes[tensor] = node
         self._varies = set(varying)
-        self._kept: list[torch.Tensor] = []  # alive, so that no id is used twice
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -81,38 +85,38 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         source = self.node(args[0]) if tensors and args[0] is tensors[0] else None
         if source is not None and (func in IDENTITIES or _does_nothing(func, args, kwargs, out)):
-            self._note(out, source)
+            self._nodes[out] = source
             return out
         node = self._graph.call_function(func, *tree_map(self._argument, (args, kwargs)))
         if varies:
             self._varies.add(node)
-        node.meta["val"] = out
         if isinstance(out, torch.Tensor):
-            self._note(out, node)
+            node.meta["val"], self._nodes[out] = _outline(out), node
         elif isinstance(out, (tuple, list)):
+            node.meta["val"] = tree_map(lambda x: _outline(x) if isinstance(x, torch.Tensor) else x, tuple(out))
             for i, part in enumerate(out):
                 if isinstance(part, torch.Tensor):
                     item = self._graph.call_function(operator.getitem, (node, i))
                     self._varies |= {item} if varies else set()
-                    item.meta["val"] = part
-                    self._note(part, item)
+                    item.meta["val"], self._nodes[part] = _outline(part), item
         return out
 
     def _argument(self, value: Any) -> Any:
         return self.node(value) if isinstance(value, torch.Tensor) else value
 
     def node(self, tensor: torch.Tensor) -> Node:
-        if id(tensor) not in self._nodes:
-            name = f"constant_{len(self._kept)}"
+        known: Node | None = self._nodes.get(tensor)
+        if known is None:
+            name = f"constant_{len(list(self._root.buffers()))}"
             self._root.register_buffer(name, tensor.detach())
-            node = self._graph.get_attr(name)
-            node.meta["val"] = tensor
-            self._note(tensor, node)
-        return self._nodes[id(tensor)]
+            known = self._nodes[tensor] = self._graph.get_attr(name)
+            known.meta["val"] = _outline(tensor)
+        return known
 
-    def _note(self, tensor: torch.Tensor, node: Node) -> None:
-        self._kept.append(tensor)
-        self._nodes[id(tensor)] = node
+
+def _outline(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's shape, strides and dtype without its memory."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 class _Friendly(TorchFunctionMode):
@@ -182,7 +186,7 @@ def record(
     for leaf in flat.values():
         part = graph.call_function(aten.slice.Tensor, (vector, 0, start, start + leaf.numel()))
         leaves.append(graph.call_function(aten.view.default, (part, list(leaf.shape))))
-        leaves[-1].meta["val"] = leaf
+        leaves[-1].meta["val"] = _outline(leaf)
         start += leaf.numel()
     known = [
         *zip(tensors, lifted.values(), strict=True),
@@ -190,9 +194,7 @@ def record(
         *zip(flat.values(), leaves, strict=True),
     ]
     rng = torch.get_rng_state()
-    recorder = _Recorder(
-        root, graph, {id(tensor): node for tensor, node in known}, [vector, *given, *leaves, *(lifted[i] for i in differing)]
-    )
+    recorder = _Recorder(root, graph, known, [vector, *given, *leaves, *(lifted[i] for i in differing)])
     try:
         with _Friendly():
             with recorder:
@@ -222,7 +224,7 @@ def rerecord(function: Callable[..., Any], examples: Sequence[torch.Tensor], nam
     nodes = [
         _placeholder(graph, name, x) for name, x in zip(names or [f"x{i}" for i in range(len(examples))], examples, strict=True)
     ]
-    with torch.no_grad(), _Recorder(root, graph, {id(x): node for x, node in zip(examples, nodes, strict=True)}, nodes) as recorder:
+    with torch.no_grad(), _Recorder(root, graph, zip(examples, nodes, strict=True), nodes) as recorder:
         out = function(*examples)
     graph.output(tuple(recorder.node(value) for value in out))
     graph.eliminate_dead_code()
@@ -232,7 +234,7 @@ def rerecord(function: Callable[..., Any], examples: Sequence[torch.Tensor], nam
 
 def _placeholder(graph: Graph, name: str, example: torch.Tensor) -> Node:
     node = graph.placeholder(name)
-    node.meta["val"] = example
+    node.meta["val"] = _outline(example)
     return node
 
 
@@ -290,7 +292,11 @@ def _draw_outside(module: GraphModule, after: Node) -> tuple[int, int]:
         return graph.call_function(aten.to.dtype, (part, value.dtype))
 
     def call(op: Any, *args: Any) -> Node:
-        return graph.call_function(op, args)
+        node = graph.call_function(op, args)
+        examples = [a.meta.get("val") if isinstance(a, Node) else a for a in args]
+        if not any(example is None and isinstance(a, Node) for example, a in zip(examples, args, strict=True)):
+            node.meta["val"] = op(*examples)  # what depends on constants alone is to be known by its value
+        return node
 
     for node in list(graph.nodes):
         if node.op != "call_function" or node.target not in DRAWS:
@@ -489,7 +495,9 @@ def _functionalized(module: GraphModule) -> GraphModule:
     inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
     try:
         again = rerecord(
-            torch.func.functionalize(module), [n.meta["val"].detach().clone() for n in inputs], [n.name for n in inputs]
+            torch.func.functionalize(module),
+            [torch.zeros_like(n.meta["val"], device="cpu") for n in inputs],
+            [n.name for n in inputs],
         )
     except Exception as error:
         raise NotTraceable(f"an in-place operation has no pure form ({first_line(error)})") from error
@@ -509,7 +517,7 @@ def _batchable(graph: Graph) -> None:
 
     def call(op: Any, *args: Any, **options: Any) -> Node:
         node = graph.call_function(op, args, options)
-        node.meta["val"] = op(*tree_map(lambda x: x.meta["val"] if isinstance(x, Node) else x, args), **options)
+        node.meta["val"] = _outline(op(*tree_map(lambda x: x.meta["val"] if isinstance(x, Node) else x, args), **options))
         return node
 
     for node in list(graph.nodes):
@@ -619,5 +627,7 @@ def _split(
             raise NotTraceable(f"{node.target} depends on the values of a latent or parameter")
     graph.eliminate_dead_code()
     graph.lint()
+    for node in (*graph.nodes, *early.nodes):
+        node.meta.clear()  # the values of the one run, which need not be kept
     module.recompile()
     return Recorded(module, GraphModule(module, early), normals, uniforms, tuple(tuple(sorted(origin[n])) for n in kept), dtype)
