@@ -6,7 +6,7 @@ Because nothing is random the gradient can go to zero, curvature can be used, an
 over other draws is a Newton step away. M grows until that step is small beside the posterior's sds.
 
 References:
-    Black box variational inference with a deterministic objective (Giordano, Ingram & Broderick, 2024) | https://jmlr.org/papers/v25/23-1015.html
+    Black box variational inference with a deterministic objective (Giordano, Ingram & Broderick, 2024) | https://arxiv.org/abs/2304.05527
     Sample average approximation for black-box variational inference (Burroni et al., 2024) | https://proceedings.mlr.press/v244/burroni24a.html
     Covariances, robustness, and variational Bayes (Giordano, Broderick & Jordan, 2018) | https://jmlr.org/papers/v19/17-670.html
 """
