@@ -524,10 +524,11 @@ def _ready(task: Task, recorded: Program, optimizer: FlatOptimizer) -> Traced:
     """The recorded step of all fits, once tried: not every operation can be batched."""
     try:
         traced = Traced(task, recorded, optimizer)
-        for size in recorded.steps if traced.fits > 1 else ():
+        for size in recorded.steps:
             traced.try_step(size)
     except RuntimeError as error:
-        raise NotTraceable(f"it cannot be run for {len(task.seeds)} fits at once: {first_line(error)}") from error
+        many = f" for {len(task.seeds)} fits at once" if len(task.seeds) > 1 else ""
+        raise NotTraceable(f"what was recorded cannot be run{many}: {first_line(error)}") from error
     return traced
 
 

@@ -493,19 +493,30 @@ def _functionalized(module: GraphModule) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
+    examples = [_example(n.meta["val"]) for n in inputs]
+
+    def played(graph: GraphModule) -> list[torch.Tensor]:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            return list(graph(*(example.clone() for example in examples)))
+
     try:
-        again = rerecord(
-            torch.func.functionalize(module),
-            [torch.zeros_like(n.meta["val"], device="cpu") for n in inputs],
-            [n.name for n in inputs],
-        )
+        wanted = played(module)
+        again = rerecord(torch.func.functionalize(module), [example.clone() for example in examples], [n.name for n in inputs])
     except Exception as error:
         raise NotTraceable(f"an in-place operation has no pure form ({first_line(error)})") from error
     if any(_in_place(n) for n in again.graph.nodes if n.op == "call_function"):
         raise NotTraceable("it changes a tensor that outlives the step")
     _batchable(again.graph)
     again.recompile()
+    if not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(wanted, played(again), strict=True)):
+        raise NotTraceable("an in-place operation has no pure form")
     return again
+
+
+def _example(outline: torch.Tensor) -> torch.Tensor:
+    values = torch.linspace(0.1, 0.9, outline.numel()) if outline.is_floating_point() else torch.zeros(outline.numel())
+    return values.to(outline.dtype).reshape(outline.shape)
 
 
 def _strided(node: Node) -> bool:
@@ -530,6 +541,8 @@ def _batchable(graph: Graph) -> None:
             elif node.target is aten.copy.default and (node.meta["val"].is_contiguous() or not any(map(_strided, node.users))):
                 new = call(aten.expand.default, call(aten.to.dtype, node.args[1], node.meta["val"].dtype), shape)
                 new = call(aten.clone.default, new, memory_format=torch.contiguous_format)
+            elif node.target is aten.view.default:  # what is written need not lie in memory as it did
+                node.target = aten.reshape.default
             elif node.target is aten.fill.Scalar:
                 new = call(aten.full_like.default, *node.args)
             elif _strided(node):
