@@ -7,8 +7,8 @@
 Everything runs on one core with one thread, and seconds are the processor's: on one core they are those on the wall, less what
 other programs take away. A ratio is pyrovi's figure over the peer's; the two are taken in turn, a pair a round, and which comes
 first changes from round to round. The table has the median pair and the range. Warm: the same has been done once before in the
-process. Cold: a new interpreter and empty caches. A step's cost is the difference between two lengths of fit, so that what
-happens once a fit cancels.
+process. Cold: a new interpreter and empty caches, but for Python's bytecode. A step's cost is the difference between two
+lengths of fit, so that what happens once a fit cancels.
 """
 
 from __future__ import annotations

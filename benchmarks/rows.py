@@ -46,6 +46,7 @@ def child(*arguments: str, fresh: bool = False) -> dict[str, Any]:
         caches = dict.fromkeys(("PYROVI_CACHE", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"), folder)
         caches["PYTENSOR_FLAGS"] = f"base_compiledir={folder}"
         environment = {**os.environ, **(caches if fresh else {})}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process would compile anew whatever was installed as source
         done = subprocess.run([sys.executable, *arguments], env=environment, check=True, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     return json.loads(lines[-1]) if lines else {}
@@ -55,7 +56,7 @@ def imports(rounds: int) -> Pairs:
     def one(module: str) -> float:
         return seconds(lambda: child("-c", f"import {module}"))
 
-    one("pyrovi")  # the disk's cache
+    one("pyrovi")  # writes Python's bytecode
     return in_turn(lambda: one("pyrovi"), lambda: one("pyro"), rounds)
 
 
@@ -102,7 +103,10 @@ def cold(module: str, rounds: int) -> Pairs:
         _check(arguments[0], printed["loc"], printed["sd"])
         return float(printed["seconds"])
 
-    return in_turn(lambda: one(str(HERE / "in_pyrovi.py"), "accurately"), lambda: one(str(HERE / f"{module}.py")), rounds)
+    sides = (lambda: one(str(HERE / "in_pyrovi.py"), "accurately"), lambda: one(str(HERE / f"{module}.py")))
+    for run in sides:
+        run()  # writes Python's bytecode
+    return in_turn(*sides, rounds)
 
 
 def warm(module: str, rounds: int) -> Pairs:
