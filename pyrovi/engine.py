@@ -164,6 +164,8 @@ class Plain:
         self._feed = _feed(problem, self._batched, seed)
         self._given: dict[str, Any] = {}
         self._leaves = list(problem.parameters.leaves.values())
+        for leaf in self._leaves:
+            leaf.grad = None  # a fit before this one may have ended between its gradient and its step
         self.done, self.died = 0, [False]
         self.restart_average()
 
