@@ -158,7 +158,14 @@ class AutoWhitened(AutoContinuous):  # type: ignore[misc]
         super().__init__(model, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        except RuntimeError as error:
+            if "found no latent variables" not in str(error):
+                raise
+            raise GuideError(
+                "the model has no latents for a Gaussian; fit its parameters by method='svi' and an empty guide"
+            ) from None
         d = self.latent_dim
         if self.family == "multivariate_normal" and d > MOST_FULL:
             raise GuideError(f"the model has {d:,} latent scalars, too many for a full covariance; use 'low_rank' or 'normal'")

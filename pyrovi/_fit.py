@@ -86,15 +86,15 @@ def fit(
     Args:
         model: A Pyro program: a function, `PyroModule` or `nn.Module`.
         guide: A name (`"normal"`, `"multivariate_normal"`, `"low_rank"`, `"structured"`, `"mixture"`, `"flow"`,
-            `"delta"`, `"laplace"`: `pyrovi.guides.auto`), an autoguide's class or instance, or a program that samples the
+            `"whitened"`, `"delta"`, `"laplace"`: `pyrovi.guides.auto`), an autoguide's class or instance, or a program that samples the
             model's latent sites. `"auto"` is `"normal"` for now.
         data: Argument name to NumPy array, tensor, DataFrame or xarray array, passed to model and guide by keyword. A
             guide may take fewer. Plain Python values are passed as they are.
         method: `"svi"`, or `"deterministic"`: a Gaussian (`"normal"`, `"low_rank"`, `"multivariate_normal"`, with
             `guide_options={"skew": True}` a skewed one) at the optimum of the ELBO over fixed draws, found by L-BFGS and Newton. It
             takes `particles`, the number of those draws, chosen for you when 1, `steps`, the most evaluations, 2,000 when None, and
-            of the settings below `guide_options`, `engine`, `seed`, `dtype` (float64 when None), `device` and `folder`. See
-            `docs/deterministic.md`.
+            of the settings below `guide_options`, `engine`, `seed`, `dtype` (float64 when None), `device`, `progress` and `folder`.
+            See `docs/deterministic.md`.
         steps: The largest number of steps; 10,000 when neither it nor `epochs` is given.
         epochs: The same as passes over the data, each `ceil(n / batch_size)` steps.
         particles: Draws a step for the ELBO's gradient; run as one vectorised batch where model and guide allow. For
@@ -332,6 +332,7 @@ def _deterministic(
         seed=int(seed),
         dtype=as_dtype(dtype) if dtype is not None else None,
         device=_device(device),
+        progress=progress,
         versions=_versions(),
         engine=engine,
         others=others,

@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Model, Tensors
 from pyrovi.density import PATIENCE, Density, log_density
-from pyrovi.errors import GuideError, ModelError, SettingsError
+from pyrovi.errors import GuideError, ModelError, SettingsError, first_line
 from pyrovi.fixed_draws import GAIN, Objective, minimise, recentred, solve
 from pyrovi.guides.gaussian import FAMILIES, AutoWhitened, initial, place, starts_full
 from pyrovi.pathfinder import Start, pathfinder, standard_draws
 from pyrovi.preflight import Problem, prepare
+from pyrovi.progress import Progress
 from pyrovi.result import Fit, Status
 
 __all__ = ["fit_deterministic", "recorded", "stream"]
@@ -88,7 +89,16 @@ class Found(NamedTuple):
 
 
 def optimum(
-    density: Density, family: str, start: Start, *, rank: int, skew: bool, draws: int | None, steps: int, seed: int
+    density: Density,
+    family: str,
+    start: Start,
+    *,
+    rank: int,
+    skew: bool,
+    draws: int | None,
+    steps: int,
+    seed: int,
+    trace: list[float],
 ) -> Found:
     """The best Gaussian of a family, over enough draws.
 
@@ -101,11 +111,11 @@ def optimum(
         draws: M; when None, it starts small and grows until the optimum stands still.
         steps: The most evaluations of the ELBO.
         seed: Of the draws.
+        trace: Where to put the ELBO of every evaluation.
     """
     most = max(256, min(LARGEST, MOST_NUMBERS // density.dimension))
     m = draws or min(most, first_draws(family, density.dimension, rank, density.rows))
     parameters = initial(family, start.loc, start.scale, rank)
-    trace: list[float] = []
     reached = Reached(parameters, math.nan, math.inf, math.inf, steps)
     moves, fresh = math.inf, np.full(SCRAMBLES, -math.inf)
     try:
@@ -243,6 +253,7 @@ def fit_deterministic(
     seed: int,
     dtype: torch.dtype | None,
     device: torch.device,
+    progress: bool | None,
     versions: dict[str, str],
     engine: str,
     others: Mapping[str, Any],
@@ -262,9 +273,11 @@ def fit_deterministic(
     family, options = _family(guide, guide_options)
     dtype, steps = dtype or torch.float64, steps or 2_000
     with isolated(seed, dtype, device, validate=True):
-        problem = prepare(
-            model, AutoWhitened, data, dtype=dtype, device=device, guide_options={**options, "family": family, "start": False}
-        )
+        try:
+            options |= {"family": family, "start": False}
+            problem = prepare(model, AutoWhitened, data, dtype=dtype, device=device, guide_options=options)
+        except GuideError as error:
+            raise GuideError(first_line(error)) from error.__cause__  # without what Pyro adds of the sites
         whitened: AutoWhitened = problem.guide  # type: ignore[assignment]
         prefix = f"{whitened._pyro_name}."
         own = [name for name in problem.parameters.leaves if not name.startswith(prefix)]
@@ -273,19 +286,19 @@ def fit_deterministic(
                 f"the model has a parameter of its own, {own[0]!r}, which method='deterministic' does not fit; give it a prior, or "
                 "use method='svi'"
             )
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), Progress(steps, progress) as bar:
             density = recorded(problem, PATIENCES[engine])
             full = starts_full(family, density.dimension)
-            start = pathfinder(density, whitened._init_loc().double(), full=full, seed=seed)
             found = optimum(
                 density,
                 family,
-                start,
+                pathfinder(density, whitened._init_loc().double(), full=full, seed=seed),
                 rank=whitened.rank,
                 skew=whitened.skewed,
                 draws=particles if particles > 1 else None,
                 steps=steps,
                 seed=seed,
+                trace=_Shown(bar),
             )
         values = {f"{prefix}{name}": value.to(dtype) for name, value in found.parameters.items()}
         rank = {"rank": whitened.rank} if family == "low_rank" else {}
@@ -314,6 +327,19 @@ def fit_deterministic(
             seed=seed,
             problem=replace(problem, guide_name="whitened"),
         )
+
+
+class _Shown(list[float]):
+    """The ELBO by evaluation, shown as it grows."""
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def append(self, elbo: float) -> None:
+        super().append(elbo)
+        if len(self) >= self._bar.due:
+            self._bar.show(len(self), np.array(self))
 
 
 def _family(guide: Any, guide_options: Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:

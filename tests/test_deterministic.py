@@ -464,6 +464,11 @@ def test_a_fit_is_saved_and_loaded_with_its_draws(tmp_path):
     assert found.estimate_elbo(2_000).value == pytest.approx(found.settings["fresh_elbo"], abs=0.05)
 
 
+def test_progress_is_shown_on_request(capfd):
+    fit(eight_schools, "normal", EIGHT, progress=True)
+    assert "ELBO" in capfd.readouterr().err
+
+
 def test_float32_on_request():
     found = fit(eight_schools, "normal", EIGHT, dtype="float32")
     assert found.parameters["AutoWhitened.loc"].dtype == torch.float32
@@ -521,11 +526,15 @@ def test_models_that_cannot_be_recorded_are_refused():
         z = pyro.sample("z", dist.Bernoulli(0.5))
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
+    def empty(y):
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
     for model, error, says in (
         (branching, pyrovi.ModelError, "value of a latent; fit it by method='svi'"),
         (noisy, pyrovi.ModelError, "random numbers outside its sample sites; fit it by method='svi'"),
         (learning, pyrovi.ModelError, "parameter of its own, 'scale'.*method='svi'"),
         (discrete, pyrovi.GuideError, "discrete"),
+        (empty, pyrovi.GuideError, "no latents for a Gaussian; fit its parameters by method='svi' and an empty guide$"),
     ):
         with pytest.raises(error, match=says):
             fit(model, "normal", {"y": torch.tensor(1.0)})
