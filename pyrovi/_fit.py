@@ -86,8 +86,8 @@ def fit(
     Args:
         model: A Pyro program: a function, `PyroModule` or `nn.Module`.
         guide: A name (`"normal"`, `"multivariate_normal"`, `"low_rank"`, `"structured"`, `"mixture"`, `"flow"`,
-            `"whitened"`, `"delta"`, `"laplace"`: `pyrovi.guides.auto`), an autoguide's class or instance, or a program that samples the
-            model's latent sites. `"auto"` is `"normal"` for now.
+            `"whitened"`, `"delta"`, `"laplace"`: `pyrovi.guides.auto`), an autoguide's class or instance, or a program that
+            samples the model's latent sites. `"auto"` is `"normal"` for now.
         data: Argument name to NumPy array, tensor, DataFrame or xarray array, passed to model and guide by keyword. A
             guide may take fewer. Plain Python values are passed as they are.
         method: `"svi"`, or `"deterministic"`: a Gaussian (`"normal"`, `"low_rank"`, `"multivariate_normal"`, with
