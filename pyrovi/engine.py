@@ -20,7 +20,7 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyrovi._typing import Guide, Model, Tensors
 from pyrovi.compiling import in_place, is_compiled, key
 from pyrovi.errors import first_line
-from pyrovi.graphs import NotTraceable, Recorded
+from pyrovi.graphs import NotTraceable, Recorded, rerecord
 from pyrovi.minibatch import Batched
 from pyrovi.objective import KLWeight
 from pyrovi.preflight import Problem
@@ -243,8 +243,8 @@ class Traced:
         self._kl, self._batches, self._clip_norm = task.kl, task.problem.batches, task.settings["clip_norm"]
         self._own = {i: task.stacked[name] for i, name in enumerate(program.data) if name in task.stacked}
         self._fixed = {size: self._computed_once(step) for size, step in program.steps.items()}
-        self._calls = {size: self._of_all_fits(size) for size in program.steps}
         self._flat = torch.stack([program.layout.flat(start) for start in task.starts])
+        self._calls = {size: self._of_all_fits(size) for size in program.steps}
         self._state = tuple(optimizer.init(self._flat))
         self._alive = torch.ones(self.fits, dtype=torch.bool)
         self._total = torch.zeros_like(self._flat)
@@ -371,7 +371,10 @@ class Traced:
         dims = (0, *rows, *weight, 0, 0, *fixed)
         if self.fits == 1 and not self._own:
             return alone
-        return torch.func.vmap(step.body, in_dims=dims, randomness="different")
+        many = torch.func.vmap(step.body, in_dims=dims, randomness="different")
+        # Recorded in its turn: vmap around every step is slower, and a Ctrl-C at the wrong moment would leave it unusable.
+        again = rerecord(many, [self._flat, *self._nought(size), *self._fixed[size]])
+        return many if list(again.buffers()) else again
 
     def _row_feeds(self) -> list[Iterator[torch.Tensor]]:
         if self._batches is None:
@@ -459,11 +462,15 @@ class Traced:
 
     @torch.no_grad()
     def try_step(self, size: int | None) -> None:
-        """Call the step once, with nought for noise, and change nothing."""
+        """Call the step once and change nothing."""
+        self._calls[size](self._flat, *self._nought(size), *self._fixed[size])
+
+    def _nought(self, size: int | None) -> list[torch.Tensor]:
+        """A step's inputs, with nought for noise."""
         step, weight = self._program.steps[size], [torch.tensor(1.0)] if self._program.weighted else []
         own = [torch.zeros(self.fits, n, dtype=step.dtype) for n in (step.normals, step.uniforms)]
         rows = [] if size is None else [torch.zeros(self.fits, size, dtype=torch.int64)]
-        self._calls[size](self._flat, *self._arguments([*own, *rows], weight), *self._fixed[size])
+        return self._arguments([*own, *rows], weight)
 
     def worth_compiling(self) -> bool:
         """Whether the compiler would save more time than it takes, by what a few interpreted steps take."""
