@@ -66,6 +66,8 @@ class _Recorder(TorchDispatchMode):
             raise ModelError("it draws random numbers outside its sample sites")
         if not any(id(x) in self._nodes for x in _tensors((args, tuple(kwargs.values())))):
             return func(*args, **kwargs)
+        if func is aten._is_all_true.default:  # how a distribution that validates asks, whatever Pyro's settings
+            return torch.tensor(True)
         if torch.Tag.data_dependent_output in func.tags:
             raise ModelError("its course depends on the value of a latent")
         if func is aten._linalg_check_errors.default:
@@ -232,7 +234,7 @@ class Density:
         self._single: dict[str, Callable[..., Any]] = {}
         self._many: dict[str, Callable[..., Any]] = {}
         self._work: dict[str, float] = {}
-        self._patience = patience
+        self._patience = patience if self._origin.device.type == "cpu" else math.inf
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
         """Shape `(n, dimension)` to `(n,)`."""

@@ -271,61 +271,76 @@ def fit_deterministic(
             f"engine={engine!r} is for method='svi'; method='deterministic' takes {', '.join(map(repr, PATIENCES))}"
         )
     family, options = _family(guide, guide_options)
-    dtype, steps = dtype or torch.float64, steps or 2_000
-    with isolated(seed, dtype, device, validate=True):
-        try:
-            options |= {"family": family, "start": False}
-            problem = prepare(model, AutoWhitened, data, dtype=dtype, device=device, guide_options=options)
-        except GuideError as error:
-            raise GuideError(first_line(error)) from error.__cause__  # without what Pyro adds of the sites
-        whitened: AutoWhitened = problem.guide  # type: ignore[assignment]
-        prefix = f"{whitened._pyro_name}."
-        own = [name for name in problem.parameters.leaves if not name.startswith(prefix)]
-        if own:
-            raise ModelError(
-                f"the model has a parameter of its own, {own[0]!r}, which method='deterministic' does not fit; give it a prior, or "
-                "use method='svi'"
-            )
-        with pyro.validation_enabled(False), Progress(steps, progress) as bar:
-            density = recorded(problem, PATIENCES[engine])
-            full = starts_full(family, density.dimension)
-            found = optimum(
-                density,
-                family,
-                pathfinder(density, whitened._init_loc().double(), full=full, seed=seed),
-                rank=whitened.rank,
-                skew=whitened.skewed,
-                draws=particles if particles > 1 else None,
-                steps=steps,
-                seed=seed,
-                trace=_Shown(bar),
-            )
-        values = {f"{prefix}{name}": value.to(dtype) for name, value in found.parameters.items()}
-        rank = {"rank": whitened.rank} if family == "low_rank" else {}
-        return Fit(
-            parameters=problem.parameters.constrained(values),
-            unconstrained=values,
-            elbo=np.array(found.trace)[None, :],
-            status=found.status,
-            advice=found.advice,
-            settings={
-                "method": "deterministic",
-                "guide": "whitened",
-                "guide_options": {"family": family, "skew": whitened.skewed, **rank, "start": False},
-                **{name: value for name, value in SVI_ONLY.items() if name not in ("optimizer", "stop", "callbacks")},
-                "optimizer": "l-bfgs, trust-region newton",
-                "engine": engine,
-                "steps": steps,
-                **found.figures,
-                "vectorized": problem.vectorize,
-                "batch_plate": None,
-                "dtype": str(dtype).removeprefix("torch."),
-                "device": str(device),
-            },
-            versions=versions,
-            seconds=time.perf_counter() - began,
-            seed=seed,
-            problem=replace(problem, guide_name="whitened"),
+    options |= {"family": family, "start": False}
+    draws, steps = particles if particles > 1 else None, steps or 2_000
+    found = None
+    # A model may hold tensors of torch's default dtype, which do not mix with float64.
+    dtypes = [dtype] if dtype is not None else list(dict.fromkeys([torch.float64, torch.get_default_dtype()]))
+    for dtype in dtypes:
+        with isolated(seed, dtype, device, validate=True), Progress(steps, progress) as bar:
+            try:
+                problem = _prepared(model, data, options, dtype, device)
+                found = _found(problem, PATIENCES[engine], draws, steps, seed, _Shown(bar))
+                break
+            except ModelError:
+                if dtype is dtypes[-1]:
+                    raise
+    assert found is not None
+    assert dtype is not None
+    guide_made: AutoWhitened = problem.guide  # type: ignore[assignment]
+    values = {f"{guide_made._pyro_name}.{name}": value.to(dtype) for name, value in found.parameters.items()}
+    rank = {"rank": guide_made.rank} if family == "low_rank" else {}
+    return Fit(
+        parameters=problem.parameters.constrained(values),
+        unconstrained=values,
+        elbo=np.array(found.trace)[None, :],
+        status=found.status,
+        advice=found.advice,
+        settings={
+            "method": "deterministic",
+            "guide": "whitened",
+            "guide_options": {"family": family, "skew": guide_made.skewed, **rank, "start": False},
+            **{name: value for name, value in SVI_ONLY.items() if name not in ("optimizer", "stop", "callbacks")},
+            "optimizer": "l-bfgs, trust-region newton",
+            "engine": engine,
+            "steps": steps,
+            **found.figures,
+            "vectorized": problem.vectorize,
+            "batch_plate": None,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": str(device),
+        },
+        versions=versions,
+        seconds=time.perf_counter() - began,
+        seed=seed,
+        problem=replace(problem, guide_name="whitened"),
+    )
+
+
+def _prepared(model: Model, data: Data | None, options: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Problem:
+    """The model with the guide that is to be fitted."""
+    try:
+        problem = prepare(model, AutoWhitened, data, dtype=dtype, device=device, guide_options=options)
+    except GuideError as error:
+        raise GuideError(first_line(error)) from error.__cause__  # without what Pyro adds of the sites
+    prefix = f"{problem.guide._pyro_name}."  # type: ignore[attr-defined]
+    own = [name for name in problem.parameters.leaves if not name.startswith(prefix)]
+    if own:
+        raise ModelError(
+            f"the model has a parameter of its own, {own[0]!r}, which method='deterministic' does not fit; give it a prior, or use "
+            "method='svi'"
+        )
+    return problem
+
+
+def _found(problem: Problem, patience: float, draws: int | None, steps: int, seed: int, trace: list[float]) -> Found:
+    """Record, start, optimise."""
+    guide: AutoWhitened = problem.guide  # type: ignore[assignment]
+    with pyro.validation_enabled(False):
+        density = recorded(problem, patience)
+        start = pathfinder(density, guide._init_loc().double(), full=starts_full(guide.family, density.dimension), seed=seed)
+        return optimum(
+            density, guide.family, start, rank=guide.rank, skew=guide.skewed, draws=draws, steps=steps, seed=seed, trace=trace
         )
 
 

@@ -42,6 +42,11 @@ def linear_response(fit: Fit) -> LinearResponse:
         p = {name.removeprefix(prefix): value.double() for name, value in fit.unconstrained.items()}
         e = standard_draws(fit.settings["particles"], density.dimension, stream(fit.seed, 0)).to(p["loc"])
         objective = Objective(density, p, e)
+        _, gradient = objective(objective.start)
+        if float(gradient.abs().max()) > 0.01 + 10 * fit.settings["gradient_norm"]:
+            raise PyroviError(
+                "q is not at its optimum for these data, so there is no linear response: fit them, by the same method"
+            )
         v = objective.start.clone().requires_grad_()
         u, _ = place(objective.parameters(v), e)
         sites = density.sites(u)

@@ -106,14 +106,15 @@ def climb(density: Density, x: NDArray[np.float64]) -> list[NDArray[np.float64]]
         if potential(np.zeros_like(x))[0] >= 1e300:
             return points
         found: list[NDArray[np.float64]] = []
-        out = minimize(
-            potential,
-            np.zeros_like(x),
-            jac=True,
-            method="L-BFGS-B",
-            callback=lambda z, x=x, scale=scale, found=found: found.append(x + scale * z),
-            options={"maxiter": 60, "maxcor": 20, "gtol": 0.1, "ftol": 1e-12},
-        )
+        with np.errstate(all="ignore"):
+            out = minimize(
+                potential,
+                np.zeros_like(x),
+                jac=True,
+                method="L-BFGS-B",
+                callback=lambda z, x=x, scale=scale, found=found: found.append(x + scale * z),
+                options={"maxiter": 60, "maxcor": 20, "gtol": 0.1, "ftol": 1e-12},
+            )
         points += found
         moved, x = np.abs(out.x).max(), x + scale * out.x
         if out.status == 0 and np.abs(out.jac).max() < 0.1 and moved < 10:

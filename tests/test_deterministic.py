@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions.transforms import OrderedTransform
+from pyro.nn import PyroModule, PyroSample
 
 import pyrovi
 from pyrovi.density import log_density, record
@@ -444,6 +445,16 @@ def test_too_few_evaluations_are_reported():
     assert "allow more steps" in short.advice
 
 
+def test_a_fit_stopped_by_hand_keeps_the_last_optimum(monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyrovi.deterministic.frequentist_sd", stop)
+    found = fit(eight_schools, "normal", EIGHT)
+    assert found.status == "interrupted"
+    assert found.estimate_elbo(4_000).value == pytest.approx(-31.596, abs=0.1)
+
+
 def test_an_improper_posterior_is_not_called_converged():
     def model(y):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -475,6 +486,32 @@ def test_float32_on_request():
     assert found.settings["fresh_elbo"] == pytest.approx(-31.596, abs=0.02)
 
 
+class Linear(PyroModule):
+    """Its priors are of torch's default dtype, and validate whatever the settings: they were made before."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = PyroModule[torch.nn.Linear](3, 1)
+        self.layer.weight = PyroSample(dist.Normal(0.0, 1.0, validate_args=True).expand([1, 3]).to_event(2))
+        self.layer.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+
+    def forward(self, x, y=None):
+        mean = self.layer(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, 0.3), obs=y)
+
+
+def test_a_module_of_the_default_dtype_is_fitted_in_that():
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    y = x @ [1, 2, 3] + 0.5 + 0.3 * np.random.default_rng(1).normal(size=40)
+    found = fit(Linear(), "multivariate_normal", {"x": x, "y": y})
+    assert found.status == "converged"
+    assert found.settings["dtype"] == "float32"
+    design = np.column_stack([x, np.ones(40)])
+    exact = np.linalg.solve(design.T @ design / 0.09 + np.eye(4), design.T @ y / 0.09)
+    assert found.parameters["AutoWhitened.loc"].numpy() == pytest.approx(exact, abs=0.002)
+
+
 def test_svi_starts_from_the_same_whitening():
     """One step after the start q is already where mean field by name takes thousands to get."""
     found = pyrovi.fit(eight_schools, "whitened", EIGHT, steps=1_500, lr=0.02, schedule="cosine", particles=8, progress=False)
@@ -482,6 +519,16 @@ def test_svi_starts_from_the_same_whitening():
     start = pyrovi.fit(eight_schools, "whitened", EIGHT, steps=1, progress=False)
     assert start.unconstrained["AutoWhitened.loc"].equal(found.unconstrained["AutoWhitened.loc"])
     assert start.unconstrained["AutoWhitened.scale"].equal(found.unconstrained["AutoWhitened.scale"])
+
+
+def test_the_whitened_guide_takes_batches():
+    """Its coordinates are those of all the data, whatever the batch."""
+    data = linear_regression.load()
+    exact = linear_regression.exact(**data)
+    start = pyrovi.fit(linear_regression.model, "whitened", data, batch_size=100, steps=1, progress=False)
+    sd = np.sqrt(np.diag(exact.covariance["beta"]))
+    found = start.unconstrained["AutoWhitened.loc"].numpy()
+    assert np.abs((found - exact.marginals["beta"].mean()) / sd).max() < 0.2
 
 
 # What it cannot do
@@ -544,6 +591,9 @@ def test_linear_response_is_refused_where_there_is_no_optimum():
     found = pyrovi.fit(eight_schools, "normal", EIGHT, steps=20, progress=False)
     with pytest.raises(pyrovi.PyroviError, match="method='deterministic'"):
         found.linear_response()
+    elsewhere = fit(normal_mean.model, "normal", normal_mean.load()).on({"x": [5.0, 6.0]})
+    with pytest.raises(pyrovi.PyroviError, match="not at its optimum for these data"):
+        elsewhere.linear_response()
 
 
 @pytest.mark.slow
