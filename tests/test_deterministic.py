@@ -405,6 +405,16 @@ def test_sixty_groups(guide):
     assert means["sigma"] == pytest.approx(0.8, abs=0.1)
 
 
+def test_a_start_whose_tails_have_no_density_is_narrowed():
+    def model():
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", torch.where(a.abs() < 3, 0.0, -torch.inf))
+
+    found = fit(model, "normal")
+    assert np.isfinite(found.elbo).all()
+    assert 0.7 < found.parameters["AutoWhitened.scale"].item() < 0.95  # the farthest of 1,024 draws is at 3.3 sds
+
+
 # What a fit is
 
 
