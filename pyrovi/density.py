@@ -132,7 +132,9 @@ class _Recorder(TorchDispatchMode):
             fine = self.graph.call_function(aten.eq.Scalar, (self.graph.call_function(aten.sum.default, (info,)), 0))
             result = self.graph.call_function(aten.where.ScalarOther, (fine, result, float("nan")))
         self.graph.output(result)
-        self.graph.eliminate_dead_code()
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op in ("call_function", "get_attr"):
+                self.graph.erase_node(node)
         module = torch.fx.GraphModule(self.root, self.graph)
         module.meta["scalars"] = self._scalars
         return module

@@ -162,7 +162,7 @@ def first_draws(family: str, dimension: int, rank: int, rows: int) -> int:
 def narrowed(density: Density, parameters: Tensors, e: torch.Tensor) -> Tensors:
     """The parameters, with L made smaller until every draw has a density."""
     for _ in range(12):
-        if bool(torch.isfinite(density(place(parameters, e)[0])).all()):
+        if bool(torch.isfinite(density.gradient(place(parameters, e)[0])[0]).all()):  # whose recording is wanted next
             return parameters
         parameters = parameters | {"log_scale": parameters["log_scale"] - 0.7}
     raise ModelError(
