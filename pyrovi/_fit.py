@@ -27,7 +27,7 @@ from pyrovi.fits import Fits
 from pyrovi.inputs import as_dtype, to_tensors
 from pyrovi.objective import KLWeight, check_objective, make_objective
 from pyrovi.optim import make_optimizer, rate_factor
-from pyrovi.preflight import Problem, prepare
+from pyrovi.preflight import Problem, check_outcomes, prepare
 from pyrovi.result import Fit
 from pyrovi.runs import check_folder
 from pyrovi.starts import find_starts
@@ -209,8 +209,9 @@ def run(
         raise SettingsError(f"unknown engine {engine!r}; {nearest(engine, ENGINES)}")
     if stop not in ("auto", None):
         raise SettingsError(f"stop must be 'auto' or None; got {stop!r}")
-    if not isinstance(seed, numbers.Integral) or not 0 <= seed <= 2**32 - restarts:
-        raise SettingsError(f"seed must be a whole number from 0 to 2**32 - {restarts}; got {seed!r}")
+    fits = len(next(iter(over.values()))) if over else restarts
+    if not isinstance(seed, numbers.Integral) or not 0 <= seed <= 2**32 - fits:
+        raise SettingsError(f"seed must be a whole number from 0 to 2**32 - {fits}; got {seed!r}")
     seed = int(seed)
     dtype, device = as_dtype(dtype), _device(device)
     if folder is not None:
@@ -233,6 +234,7 @@ def run(
             guide_options=guide_options,
         )
         stacked = {name: rows.to(problem.data[name].dtype) for name, rows in stacked.items()}
+        check_outcomes(problem, stacked)
         elbo = make_objective(objective, problem, particles, gradient)
         steps = _steps(steps, epochs, problem)
         if kl is not None and kl.annealing >= steps:
@@ -241,7 +243,6 @@ def run(
             )
         if kl is not None and problem.guide_name == "laplace":
             raise SettingsError("guide='laplace' takes the curvature of the log joint itself; drop kl_weight and kl_annealing")
-        fits = len(next(iter(stacked.values()))) if stacked else restarts
         _, optim_settings = make_optimizer(optimizer, lr, schedule, clip_norm, steps)
         start = problem.parameters.values()
         try:

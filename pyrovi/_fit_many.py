@@ -57,6 +57,7 @@ def fit_many(model: Model, guide: str | Guide = "auto", data: Data | None = None
             raise SettingsError(f"fit_many takes no setting {name!r}; {nearest(name, known)}")
     if not isinstance(over, Mapping) or not over:
         raise DataError("over must map argument names to arrays with a row a data set, as in over={'y': simulated}")
+    over = {name: np.asarray(rows) if isinstance(rows, (list, tuple)) else rows for name, rows in over.items()}
     lengths = {name: np.shape(rows)[0] if np.ndim(rows) else 0 for name, rows in over.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         raise DataError(f"the arrays of over need a first axis of one length, a row a data set; theirs are {lengths}")

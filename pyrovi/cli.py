@@ -20,8 +20,8 @@ from typer.core import TyperGroup
 
 import pyrovi
 from pyrovi._target import OWN, pairs, program, read
-from pyrovi.errors import PyroviError, RunFolderError, SettingsError
 from pyrovi.engine import ENGINES
+from pyrovi.errors import PyroviError, RunFolderError, SettingsError
 from pyrovi.gradients import GRADIENTS
 from pyrovi.guides.auto import GUIDES
 from pyrovi.objective import OBJECTIVES

@@ -201,6 +201,8 @@ def _overheard(code: Any, arguments: list[torch.Tensor]) -> Tape:
         module.update(kernels, extern_kernels=extern)
 
     sources = {tensor.untyped_storage().data_ptr(): (i, tensor) for i, tensor in enumerate(arguments) if tensor.numel()}
+    if len(sources) < sum(tensor.numel() > 0 for tensor in arguments):
+        raise NotTraceable("two of its arguments share their memory, and other arguments may not")
     buffers: dict[int, tuple[int, int]] = {}
 
     def view(value: Any) -> Any:
@@ -273,6 +275,7 @@ def _read(name: str) -> Tape | None:
         if stored["format"] == FORMAT:
             files = [str(path / f"{i}.so") for i in range(len(list(path.glob("*.so"))))]
             return Tape([tuple(call) for call in stored["calls"]], [_kernel(file) for file in files], files, stored["buffers"])
+    shutil.rmtree(path, ignore_errors=True)
     return None
 
 

@@ -345,30 +345,38 @@ class Traced:
         keep = keep[:, None]
         return torch.where(keep, new, flat), tuple(torch.where(keep, a, b) for a, b in zip(new_state, state, strict=True))
 
+    def _axes(self, step: Recorded) -> list[int | None]:
+        """Which of the step's fixed values have an axis of fits: those that depend on data of their own."""
+        return [0 if set(origin) & set(self._own) else None for origin in step.tensor_of]
+
+    @torch.no_grad()
     def _computed_once(self, step: Recorded) -> list[torch.Tensor]:
-        """The step's fixed values; those that depend on data of their own have the fits as first axis."""
         tensors = [self._own.get(i, tensor) for i, tensor in enumerate(self._program.tensors)]
-        with torch.no_grad():
-            if not self._own:
-                return [value.contiguous() for value in step.prologue(*tensors)]
+        if self._own:
             dims = tuple(0 if i in self._own else None for i in range(len(tensors)))
-            values = torch.func.vmap(step.prologue, in_dims=dims)(*tensors)
-            own = [bool(set(origin) & set(self._own)) for origin in step.tensor_of]
-            return [(v if mine else v[0]).contiguous() for v, mine in zip(values, own, strict=True)]
+            every = torch.func.vmap(step.prologue, in_dims=dims)(*tensors)
+            values = [v if axis == 0 else v[0] for v, axis in zip(every, self._axes(step), strict=True)]
+        else:
+            values = list(step.prologue(*tensors))
+        memory: set[int] = set()
+        for i, value in enumerate(values):  # each its own, for compiled code knows them by their places in memory
+            values[i] = value.contiguous()
+            if values[i].untyped_storage().data_ptr() in memory:
+                values[i] = values[i].clone()
+            memory.add(values[i].untyped_storage().data_ptr())
+        return values
 
     def _of_all_fits(self, size: int | None) -> Callable[..., Any]:
         """The step's gradient `(fits, P)` and loss `(fits,)` as a function of arguments with an axis of fits."""
         step = self._program.steps[size]
-        if self.fits == 1 and not self._own:
-
-            def alone(flat: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                gradient, loss = step.body(*(x[0] if d == 0 else x for x, d in zip((flat, *rest), dims, strict=True)))
-                return gradient[None], loss[None]
-
-        fixed = [0 if set(origin) & set(self._own) else None for origin in step.tensor_of]
         rows = [0] if size is not None else []
         weight = [None] if self._program.weighted else []
-        dims = (0, *rows, *weight, 0, 0, *fixed)
+        dims = (0, *rows, *weight, 0, 0, *self._axes(step))
+
+        def alone(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            gradient, loss = step.body(*(x[0] if axis == 0 else x for x, axis in zip(arguments, dims, strict=True)))
+            return gradient[None], loss[None]
+
         if self.fits == 1 and not self._own:
             return alone
         many = torch.func.vmap(step.body, in_dims=dims, randomness="different")
@@ -383,7 +391,7 @@ class Traced:
 
     def _capacity(self, size: int | None) -> int:
         step = self._program.steps[size]
-        return min(BLOCK, self._task.steps, max(1, NOISE // (1 + step.normals + step.uniforms)))
+        return min(BLOCK, self._task.steps, max(1, NOISE // (1 + step.normals + step.uniforms + (size or 0))))
 
     def _draw_block(self) -> None:
         """Draw what the next steps need: as many as see batches of one size, up to the block's capacity."""
@@ -394,7 +402,7 @@ class Traced:
             rows.append(torch.stack(self._next_rows))
             self._next_rows = [next(feed) for feed in self._rows]
         count = len(rows) if self._rows else count
-        block = self._block = self._blocks.setdefault(size, self._buffers(size))
+        block = self._block = self._buffers(size)
         for generator, normal, uniform in zip(self._noise, *block.own[:2], strict=True):
             torch.randn(count, normal.shape[1], generator=generator, out=normal[:count])
             torch.rand(count, uniform.shape[1], generator=generator, out=uniform[:count])
@@ -409,13 +417,16 @@ class Traced:
         self._at, self._until = 0, count
 
     def _buffers(self, size: int | None) -> _Block:
+        if size in self._blocks:
+            return self._blocks[size]
         step, steps = self._program.steps[size], self._capacity(size)
         shared = [torch.zeros(steps, dtype=torch.float64) for _ in range(2)]
         if self._kl is not None:
             shared.append(torch.zeros(steps, dtype=self._task.problem.dtype))  # the step's own dtype, or it would change that
         own = [torch.zeros(self.fits, steps, n, dtype=step.dtype) for n in (step.normals, step.uniforms)]
         rows = [] if size is None else [torch.zeros(self.fits, steps, size, dtype=torch.int64)]
-        return _Block(size, shared, own + rows)
+        self._blocks[size] = _Block(size, shared, own + rows)
+        return self._blocks[size]
 
     def compile(self) -> None:
         """Compile the step, in place on these fits' own tensors; that of a last, smaller batch is left to the interpreter.
@@ -424,7 +435,7 @@ class Traced:
             NotTraceable: It cannot be compiled here.
         """
         size = self._main_size
-        block = self._blocks.setdefault(size, self._buffers(size))
+        block = self._buffers(size)
         self._losses = torch.zeros(self._capacity(size), self.fits, dtype=self._flat.dtype)
         fixed, states, shared, own = self._fixed[size], len(self._state), len(block.shared), len(block.own)
         changing = [self._index, self._flat, self._alive, self._total, self._losses, *self._state]
@@ -443,21 +454,24 @@ class Traced:
             index.add_(1)
             return ()
 
+        some = torch.Generator().manual_seed(0)  # what a compiled step is proven on must move the parameters
+        for buffer in (*block.shared, *block.own[:2]):
+            buffer.uniform_(0.1, 0.9, generator=some)
+        block.shared[0].fill_(1.0)
         self._repeat = in_place(self._key(size), step, arguments, len(changing))
         self.name = "compiled"
 
     def _key(self, size: int | None) -> str:
-        shapes = [(tuple(x.shape), x.dtype) for x in (self._flat, *self._fixed[size])]
-        where = sorted(self._own)
+        step, shapes = self._program.steps[size], [(tuple(x.shape), x.dtype) for x in (self._flat, *self._fixed[size])]
         return key(
-            self._program.steps[size].body.code,
+            step.body.code,
             self._task.settings["optimizer"],
             self._clip_norm,
             self._capacity(size),
             size,
             self._kl is None,
             shapes,
-            where,
+            self._axes(step),
         )
 
     @torch.no_grad()
@@ -492,11 +506,15 @@ class Traced:
         self.averaged = 0
         self._total.zero_()
 
+    def _named(self, flat: torch.Tensor) -> list[Tensors]:
+        """By name; parameters that no loss depends on are where they started."""
+        return [{**start, **self._program.layout.named(row)} for start, row in zip(self._task.starts, flat, strict=True)]
+
     def values(self) -> list[Tensors]:
-        return [self._program.layout.named(row) for row in self._flat.clone()]
+        return self._named(self._flat)
 
     def means(self) -> list[Tensors]:
-        return [self._program.layout.named(row / self.averaged) for row in self._total]
+        return self._named(self._total / self.averaged)
 
     @torch.no_grad()
     def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:

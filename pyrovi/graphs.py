@@ -7,10 +7,12 @@ make a function in the mathematical sense of that graph, which can be batched, c
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.overrides import TorchFunctionMode
@@ -84,7 +86,7 @@ class _Recorder(TorchDispatchMode):
             return None
         out = func(*args, **kwargs)
         source = self.node(args[0]) if tensors and args[0] is tensors[0] else None
-        if source is not None and (func in IDENTITIES or _does_nothing(func, args, kwargs, out)):
+        if source is not None and (func in IDENTITIES or (func in SAME and out.shape == args[0].shape)):
             self._nodes[out] = source
             return out
         node = self._graph.call_function(func, *tree_map(self._argument, (args, kwargs)))
@@ -100,6 +102,10 @@ class _Recorder(TorchDispatchMode):
                     self._varies |= {item} if varies else set()
                     item.meta["val"], self._nodes[part] = _outline(part), item
         return out
+
+    def varies(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's values are not the same in every step of every fit."""
+        return self._nodes.get(tensor) in self._varies
 
     def _argument(self, value: Any) -> Any:
         return self.node(value) if isinstance(value, torch.Tensor) else value
@@ -120,9 +126,17 @@ def _outline(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Friendly(TorchFunctionMode):
-    """Functions that look at values needlessly, in other words."""
+    """Functions that look at values needlessly, in other words; those that take them out of torch, refused."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in LEAVES_TORCH and self._recorder.varies(args[0]):
+            raise NotTraceable(
+                f"it takes the values of a parameter, a draw, a batch or one fit's own data out of torch ({func.__name__})"
+            )
         if func is torch.nn.functional.one_hot and args:  # torch's looks whether all classes are below their number
             classes = args[1] if len(args) == 2 else (kwargs or {}).get("num_classes", -1)
             if classes > 0:
@@ -130,23 +144,35 @@ class _Friendly(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+LEAVES_TORCH = {getattr(torch.Tensor, name) for name in ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr")}
 MASKS = {torch.bool, torch.uint8}
 LOOKS = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default}
 IDENTITIES = {aten.detach.default, aten.alias.default, aten.lift_fresh.default, aten.lift.default}
 CHECKS = {aten._assert_async.default, aten._assert_async.msg, aten._assert_tensor_metadata.default}
 
 
-def _does_nothing(func: Any, args: Any, kwargs: Any, out: Any) -> bool:
-    """Whether an operation gives back what it was given: an expansion to the same shape, a sum with nought."""
-    x = args[0]
-    if not isinstance(out, torch.Tensor) or out.shape != x.shape or out.dtype != x.dtype:
-        return False
-    if func in (aten.expand.default, aten.view.default):
-        return True
-    if len(args) != 2 or kwargs or isinstance(args[1], torch.Tensor):
-        return False
-    nought = func in (aten.add.Tensor, aten.sub.Tensor)
-    return (nought and args[1] == 0) or (func in (aten.mul.Tensor, aten.div.Tensor) and args[1] == 1)
+SAME = {aten.expand.default, aten.view.default}
+"""Views that, where they keep the shape, are the tensor that they were given."""
+
+NEUTRAL = {aten.add.Tensor: 0, aten.sub.Tensor: 0, aten.mul.Tensor: 1, aten.div.Tensor: 1}
+"""Arithmetic that changes nothing with this for its second argument. It makes a copy, which may be written into."""
+
+
+def _played(module: GraphModule, *arguments: torch.Tensor) -> list[torch.Tensor]:
+    """A graph's outputs; what it would write into is a copy, and must come back unchanged."""
+    writes = any(_in_place(node) for node in module.graph.nodes if node.op == "call_function")
+    held = {name: buffer.clone() if writes else buffer for name, buffer in module.named_buffers()}
+    given = tuple(x.clone() if writes else x for x in arguments)
+    with torch.no_grad():
+        out = list(torch.func.functional_call(module, held, given))
+    if writes and any(x._version for x in (*held.values(), *given)):
+        raise NotTraceable("it changes a tensor that outlives the step")
+    return out
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, ulps: float) -> bool:
+    close = ulps * torch.finfo(a.dtype).eps
+    return torch.allclose(a, b, rtol=close, atol=close * float(a.nan_to_num().abs().max()), equal_nan=True)
 
 
 def record(
@@ -156,9 +182,10 @@ def record(
     flat: Mapping[str, torch.Tensor] | None = None,
     *,
     differing: Sequence[int] = (),
-    check: bool = True,
 ) -> Recorded:
     """Record a function of `inputs` that also reads `tensors` and the parameters `flat` from wherever it keeps them.
+
+    The recording is played beside the function, from the same random numbers, and what the passes make of it beside the recording.
 
     Args:
         function: Of the inputs, which may be none; it returns tensors.
@@ -168,7 +195,6 @@ def record(
         flat: Leaves that become slices of one vector, the body's first input, in this order.
         differing: Which of the tensors will not be the same for all that are served at once, so that no value of theirs may be
             looked at.
-        check: Whether to run the function and its graph once more, from the same random numbers, and compare.
 
     Raises:
         NotTraceable: It looks at values while it runs, changes a tensor that outlives it, or gives another answer the second time.
@@ -193,29 +219,44 @@ def record(
         *zip(inputs, given, strict=True),
         *zip(flat.values(), leaves, strict=True),
     ]
-    rng = torch.get_rng_state()
+    values = torch.cat([leaf.detach().reshape(-1) for leaf in flat.values()]) if flat else torch.empty(0, dtype=dtype)
     recorder = _Recorder(root, graph, known, [vector, *given, *leaves, *(lifted[i] for i in differing)])
     try:
-        with _Friendly():
-            with recorder:
+        with torch.random.fork_rng(devices=[]):
+            elsewhere = random.getstate(), str(np.random.get_state())
+            with _Friendly(recorder), recorder:
                 out = function(*inputs)
             graph.output(tuple(recorder.node(value) for value in out))
             module = GraphModule(root, graph)
-            if check:
-                _compare(function, module, inputs, tensors, torch.cat([leaf.detach().reshape(-1) for leaf in flat.values()]))
+            state = torch.get_rng_state()
+            wanted = [value.detach() for value in function(*inputs)]
+            if (random.getstate(), str(np.random.get_state())) != elsewhere:
+                raise NotTraceable("it draws random numbers outside of torch")
+            torch.set_rng_state(state)
+            # The same operations in the same order: a counter that moves a little must show.
+            if not all(_close(a, b, 16) for a, b in zip(wanted, _played(module, *tensors, values, *inputs), strict=True)):
+                raise NotTraceable("run twice it does not do the same: it keeps a state of its own")
+            module.graph.eliminate_dead_code()
+            normals, uniforms = _draw_outside(module, vector)
+            _checks_as_nan(module)
+            module.recompile()
+            noise = [torch.randn(normals, dtype=dtype), torch.rand(uniforms, dtype=dtype)]
+            state = torch.get_rng_state()
+            wanted = _played(module, *tensors, values, *inputs, *noise)
+            module = _functional(module)
+            _merge(module.graph)
+            by_name = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}  # it may have been recorded anew
+            lifted = {i: by_name[node.name] for i, node in lifted.items()}
+            recorded = _split(module, lifted, len(tensors), normals, uniforms, dtype)
+            torch.set_rng_state(state)
+            got = _played(recorded.body, values, *inputs, *noise, *_played(recorded.prologue, *tensors))
+            if not all(_close(a, b, 2**12) for a, b in zip(wanted, got, strict=True)):
+                raise NotTraceable("what it writes in place has no pure form")
+            return recorded
     except NotTraceable:
         raise
     except Exception as error:
         raise NotTraceable(f"{type(error).__name__}: {first_line(error)}") from error
-    finally:
-        torch.set_rng_state(rng)
-    module.graph.eliminate_dead_code()
-    normals, uniforms = _draw_outside(module, vector)
-    _checks_as_nan(module)
-    module = _functional(module)
-    _merge(module.graph)
-    by_name = {n.name: n for n in module.graph.nodes if n.op == "placeholder"}  # it may have been recorded anew
-    return _split(module, {i: by_name[node.name] for i, node in lifted.items()}, len(tensors), normals, uniforms, dtype)
 
 
 def rerecord(function: Callable[..., Any], examples: Sequence[torch.Tensor], names: Sequence[str] | None = None) -> GraphModule:
@@ -242,30 +283,14 @@ def size_of(shape: Sequence[int]) -> int:
     return torch.Size(shape).numel()
 
 
-def _compare(
-    function: Callable[..., Any],
-    module: GraphModule,
-    inputs: Sequence[torch.Tensor],
-    tensors: Sequence[torch.Tensor],
-    flat: torch.Tensor,
-) -> None:
-    state = torch.get_rng_state()
-    wanted = function(*inputs)
-    torch.set_rng_state(state)
-    with torch.no_grad():
-        got = module(*tensors, flat, *inputs)
-    for a, b in zip(wanted, got, strict=True):
-        close = 16 * torch.finfo(a.dtype).eps  # the same operations in the same order: a counter that moves a little must show
-        if not torch.allclose(a.detach(), b, rtol=close, atol=close * float(a.detach().nan_to_num().abs().max()), equal_nan=True):
-            raise NotTraceable("run twice it does not do the same: it keeps a state of its own, or draws outside of torch")
-
-
 def _in_place(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and schema.is_mutable)
 
 
 def _is_view(node: Node) -> bool:
+    if node.target is operator.getitem and isinstance(node.args[0], Node):  # one of several views, as `unbind` gives
+        return _is_view(node.args[0])
     schema = getattr(node.target, "_schema", None)
     return bool(schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns))
 
@@ -493,24 +518,14 @@ def _functionalized(module: GraphModule) -> GraphModule:
     module.graph.eliminate_dead_code()
     module.recompile()
     inputs = [n for n in module.graph.nodes if n.op == "placeholder"]
-    examples = [_example(n.meta["val"]) for n in inputs]
-
-    def played(graph: GraphModule) -> list[torch.Tensor]:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            return list(graph(*(example.clone() for example in examples)))
-
     try:
-        wanted = played(module)
-        again = rerecord(torch.func.functionalize(module), [example.clone() for example in examples], [n.name for n in inputs])
+        examples = [_example(n.meta["val"]) for n in inputs]
+        again = rerecord(torch.func.functionalize(module), examples, [n.name for n in inputs])
     except Exception as error:
         raise NotTraceable(f"an in-place operation has no pure form ({first_line(error)})") from error
     if any(_in_place(n) for n in again.graph.nodes if n.op == "call_function"):
         raise NotTraceable("it changes a tensor that outlives the step")
     _batchable(again.graph)
-    again.recompile()
-    if not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(wanted, played(again), strict=True)):
-        raise NotTraceable("an in-place operation has no pure form")
     return again
 
 
@@ -565,9 +580,13 @@ def _batchable(graph: Graph) -> None:
 
 
 def _merge(graph: Graph) -> None:
-    """Compute once what is computed twice."""
+    """Compute once what is computed twice, and not at all what changes nothing."""
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
+        if _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+            continue
         if node.op == "get_attr":
             key: Any = ("get_attr", node.target)
         elif node.op == "call_function" and not _random(node):
@@ -584,6 +603,15 @@ def _merge(graph: Graph) -> None:
     graph.eliminate_dead_code()
 
 
+def _changes_nothing(node: Node) -> bool:
+    if node.target not in NEUTRAL or len(node.args) != 2 or node.kwargs or isinstance(node.args[1], Node):
+        return False
+    x: Any = node.args[0]
+    a, b = (n.meta.get("val") if isinstance(n, Node) else None for n in (x, node))
+    same = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape and a.dtype == b.dtype
+    return same and bool(node.args[1] == NEUTRAL[node.target])
+
+
 def _random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
@@ -594,9 +622,6 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple(sorted((k, _hashable(v)) for k, v in value.items()))
     return value if isinstance(value, Node) else (type(value), value)
-
-
-VALUE_DEPENDENT = ("nonzero", "masked_select", "_unique", "unique_", "_local_scalar_dense", "bincount", "equal")
 
 
 def _split(
@@ -634,10 +659,6 @@ def _split(
     for node in reversed(list(graph.nodes)):
         if node in origin:
             graph.erase_node(node)
-    for node in graph.nodes:
-        name = str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else ""
-        if name.startswith(VALUE_DEPENDENT):
-            raise NotTraceable(f"{node.target} depends on the values of a latent or parameter")
     graph.eliminate_dead_code()
     graph.lint()
     for node in (*graph.nodes, *early.nodes):

@@ -20,14 +20,14 @@ from pyro.util import check_site_shape, get_rng_state, set_rng_state
 from pyrovi._isolation import Parameters
 from pyrovi._typing import Guide, Model, Transform
 from pyrovi.batching import find_batches, find_plate
-from pyrovi.errors import GuideError, ModelError, first_line, nearest
+from pyrovi.errors import DataError, GuideError, ModelError, first_line, nearest
 from pyrovi.guides.auto import make_guide
 from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors, transformed
 from pyrovi.minibatch import Batched, Minibatches
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
 from pyrovi.tracing import check_observed, family, feasible, in_words, is_real, outside_support, run
 
-__all__ = ["Problem", "on", "prepare", "with_laplace"]
+__all__ = ["Problem", "check_outcomes", "on", "prepare", "with_laplace"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,18 @@ def prepare(
         nesting=max(structure.max_plate_nesting, guide_structure.max_plate_nesting),
     )
     return replace(problem, vectorize=_vectorizes(problem, Structure.of(model_trace)))
+
+
+def check_outcomes(problem: Problem, stacked: Mapping[str, torch.Tensor]) -> None:
+    """Raise where data sets of which the problem holds the first have outcomes that the model cannot."""
+    for site, value in zip(problem.structure.observed.values(), problem.outcomes, strict=True):
+        for name, rows in stacked.items():
+            outside = outside_support(site.support, rows) if problem.data[name] is value else None
+            if outside is not None:
+                row = int(torch.nonzero(outside)[0][0])
+                raise DataError(
+                    f"data set {row} of {name!r} has values of site {site.name!r} that are not {in_words(site.support)}"
+                )
 
 
 def on(problem: Problem, data: Mapping[str, Any]) -> Problem:

@@ -6,14 +6,15 @@ the program is called with parameters, noise and, of mini-batches, rows; over a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO
 
 from pyrovi._typing import Tensors
+from pyrovi.errors import first_line
 from pyrovi.graphs import NotTraceable, Recorded, record, size_of
 from pyrovi.objective import KLWeight, surrogate_loss
 from pyrovi.preflight import Problem
@@ -23,7 +24,7 @@ __all__ = ["Layout", "Program", "program"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter lies in the flat vector."""
+    """Where each parameter that is fitted lies in the flat vector."""
 
     shapes: dict[str, torch.Size]
 
@@ -77,51 +78,42 @@ def program(problem: Problem, objective: ELBO, kl: KLWeight | None, own: Collect
     if problem.batches is not None:
         plan = problem.batches
         sizes = {plan.batch_size, plan.size % plan.batch_size or plan.batch_size}
-    steps = {}
-    for size in sizes:
-        step, examples = _step(problem, objective, kl, size)
-        state = torch.get_rng_state()
-        try:
-            step(*examples)  # on values first: an objective looks at some in its first evaluation
-        except NotImplementedError as error:
-            raise NotTraceable(str(error)) from error
-        finally:
-            torch.set_rng_state(state)
-        steps[size] = record(
-            step, examples, tuple(data.values()), leaves, differing=[i for i, name in enumerate(data) if name in own]
-        )
-    layout = Layout({name: leaf.shape for name, leaf in leaves.items()})
+    differing = [i for i, name in enumerate(data) if name in own]
+    losses = {size: _loss(problem, objective, kl, size) for size in sizes}
+    used = _used(losses.values(), leaves)
+    steps = {
+        size: record(_with_gradient(loss, used), examples, tuple(data.values()), used, differing=differing)
+        for size, (loss, examples) in losses.items()
+    }
+    if set(pyro.get_param_store().keys()) != set(leaves):
+        raise NotTraceable("it makes a parameter that only some of its batches have")
+    layout = Layout({name: leaf.shape for name, leaf in used.items()})
     return Program(layout, steps, tuple(data.values()), tuple(data), kl is not None)
 
 
-def _step(
-    problem: Problem, objective: ELBO, kl: KLWeight | None, size: int | None
-) -> tuple[Callable[..., Sequence[torch.Tensor]], list[torch.Tensor]]:
-    """A step as a function of the rows and the KL weight, where there are such, and examples of them."""
+Loss = Callable[..., torch.Tensor]
+
+
+def _loss(problem: Problem, objective: ELBO, kl: KLWeight | None, size: int | None) -> tuple[Loss, list[torch.Tensor]]:
+    """A step's loss as a function of the rows and the KL weight, where there are such, and examples of them."""
     batched = problem.batched()
     model, guide = (problem.model, problem.guide) if batched is None else (batched.model, batched.guide)
     if kl is not None:
         model, guide = kl(model), kl(guide)
-    leaves = list(problem.parameters.leaves.values())
 
-    def step(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        given = list(inputs)
-        data: dict[str, Any] = {}
+    def loss(*inputs: torch.Tensor) -> torch.Tensor:
+        given, data = list(inputs), {}
         if batched is not None:
             batched.take(given.pop(0))
         else:
             data = problem.seen()
-        before = None
-        if kl is not None:
-            before, kl.weight = kl.weight, given.pop(0)  # type: ignore[assignment]
+        if kl is None:
+            return surrogate_loss(objective, model, guide, data)
+        before, kl.weight = kl.weight, given.pop(0)  # type: ignore[assignment]
         try:
-            loss = surrogate_loss(objective, model, guide, data)
+            return surrogate_loss(objective, model, guide, data)
         finally:
-            if kl is not None:
-                kl.weight = before  # type: ignore[assignment]
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        parts = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
-        return [torch.cat([g.reshape(-1) for g in parts]), loss.detach()]
+            kl.weight = before
 
     examples = []
     if size is not None:
@@ -129,4 +121,29 @@ def _step(
         examples.append(torch.arange(problem.batches.size - size, problem.batches.size))
     if kl is not None:
         examples.append(torch.tensor(kl.weight))
-    return step, examples
+    return loss, examples
+
+
+def _used(losses: Iterable[tuple[Loss, list[torch.Tensor]]], leaves: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The parameters that a loss depends on; optimisers pass the others by. These runs are also those that look at values."""
+    found: set[str] = set()
+    for loss, examples in losses:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                gradients = torch.autograd.grad(loss(*examples), list(leaves.values()), allow_unused=True)
+            except Exception as error:
+                raise NotTraceable(first_line(error)) from error
+        found |= {name for name, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
+    return {name: leaf for name, leaf in leaves.items() if name in found}
+
+
+def _with_gradient(loss: Loss, leaves: Mapping[str, torch.Tensor]) -> Callable[..., list[torch.Tensor]]:
+    """The gradient as one vector, and the loss."""
+
+    def step(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        value = loss(*inputs)
+        gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        parts = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves.values(), strict=True)]
+        return [torch.cat([g.reshape(-1) for g in parts]), value.detach()]
+
+    return step

@@ -57,7 +57,11 @@ def run_fits(
     Returns:
         Their outcomes, the engine's name, and why it is not the one asked for.
     """
-    engine, why = make_engine(kind, task)
+    if kind == "auto" and callbacks:
+        kind, why = "pyro", "a callback may change what the model does"
+        engine = None
+    else:
+        engine, why = make_engine(kind, task)
     outcomes: list[Outcome] = []
     for fit, seed in enumerate(task.seeds):
         problem = task.problem if engine is not None else on_own_data(task.problem, task.stacked, fit)

@@ -524,7 +524,7 @@ UNRECORDED = {
     "a branch on a batch": (outcome_in_batches, mean_guide, {"batch_size": 10}, "course depends on the value"),
     "a counter": (keeping_count(), mean_guide, {}, "state of its own"),
     "a buffer": (Buffered(), mean_guide, {}, "outlives the step"),
-    "numpy": (drawing_with_numpy, mean_guide, {}, "draws outside of torch"),
+    "numpy": (drawing_with_numpy, mean_guide, {}, "random numbers outside of torch"),
     "rejection": (mean_model, von_mises, {}, "course depends on the value"),
     "a mixture": (mean_model, "mixture", {}, "course depends on the value"),
     "dct_adam": (mean_model, mean_guide, {"optimizer": "dct_adam"}, "dct_adam has no pure form"),
