@@ -279,40 +279,68 @@ class Traced:
 
     def _take(self, steps: int) -> tuple[NDArray[np.float64], bool]:
         """The losses of the next steps of this block, shape `(fits, steps)`; fewer where the only fit dies, or a key is pressed."""
-        compiled = self._repeat is not None and self._block.size == self._main_size
-        losses, interrupted = self._losses if compiled else torch.empty(self._until, self.fits), False
+        taken = None
+        if self._repeat is not None and self._block.size == self._main_size:
+            taken = self._take_compiled(self._repeat, steps)
+        losses, interrupted = taken or self._take_interpreted(steps)
+        found = losses[self._at : int(self._index)].double().numpy().T.copy()
+        if self.fits == 1 and not self._alive[0]:
+            found = found[:, : int(np.isfinite(found[0]).argmin())]
+        return found, interrupted
+
+    def _take_interpreted(self, steps: int) -> tuple[torch.Tensor, bool]:
+        losses = torch.empty(self._until, self.fits)
         self._index.fill_(self._at)
         try:
             for at in range(self._at, self._at + steps):
-                if compiled:
-                    self._repeat()  # type: ignore[misc]
-                else:
-                    losses[at] = self._step(at)
-                    self._index += 1
-                    if self.fits == 1 and not self._alive[0]:
-                        break
+                losses[at] = self._step(at)
+                self._index += 1
+                if self.fits == 1 and not self._alive[0]:
+                    break
+        except KeyboardInterrupt:
+            return losses, True
+        return losses, False
+
+    def _take_compiled(self, repeat: Callable[[], Any], steps: int) -> tuple[torch.Tensor, bool] | None:
+        """The same in machine code, which does not look at its losses: where a fit dies all is as before, and the answer None."""
+        moving = (self._flat, self._total, *self._state)
+        before, draws, interrupted = [x.clone() for x in moving], torch.get_rng_state(), False
+        self._index.fill_(self._at)
+        try:
+            for _ in range(steps):
+                repeat()
         except KeyboardInterrupt:
             interrupted = True
-        taken = losses[self._at : int(self._index)].double().numpy().T.copy()
-        if self.fits == 1 and not self._alive[0]:
-            taken = taken[:, : int(np.isfinite(taken[0]).argmin())]
-        return taken, interrupted
+        losses = self._losses[self._at : int(self._index)]
+        if not torch.isfinite(losses[:, self._alive]).all():
+            torch.set_rng_state(draws)
+            for x, value in zip(moving, before, strict=True):
+                x.copy_(value)
+            return None
+        if not self._alive.all():
+            self._flat[~self._alive], losses[:, ~self._alive] = before[0][~self._alive], torch.nan
+        return self._losses, interrupted
 
     def _step(self, at: int) -> torch.Tensor:
-        """One interpreted step."""
+        """One interpreted step. A fit whose loss is not finite stays where it is from then on, and has no loss."""
         block = self._block
         t, rate, *weight = (x[at] for x in block.shared)
         inputs = self._arguments([x[:, at] for x in block.own], weight)
-        gradient, alive, loss = self._gradients(self._flat, self._alive, inputs, self._fixed[block.size], block.size)
-        flat, state = self._moved(self._flat, gradient, self._state, t, rate, None if alive.all() else alive)
+        gradient, loss = self._gradients(self._flat, inputs, self._fixed[block.size], block.size)
+        alive = self._alive & torch.isfinite(loss)
+        flat, state = self._optimizer.update(self._flat, gradient, self._state, t, rate)
+        if not alive.all():
+            keep = alive[:, None]
+            flat = torch.where(keep, flat, self._flat)
+            state = tuple(torch.where(keep, new, old) for new, old in zip(state, self._state, strict=True))
         if self._repeat is None:
             self._flat, self._state = flat, state
         else:  # the compiled step knows these tensors by their place in memory
             for tensor, value in zip((self._flat, *self._state), (flat, *state), strict=True):
                 tensor.copy_(value)
-        self._alive.copy_(alive)
+        self._alive = alive
         self._total += flat
-        return loss
+        return torch.where(alive, loss, torch.nan)
 
     @staticmethod
     def _arguments(own: list[torch.Tensor], weight: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -320,30 +348,13 @@ class Traced:
         return [*rows, *weight, normal, uniform]
 
     def _gradients(
-        self, flat: torch.Tensor, alive: torch.Tensor, inputs: list[torch.Tensor], fixed: list[torch.Tensor], size: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Every fit's gradient, whether it goes on, and its loss, NaN where it does not."""
+        self, flat: torch.Tensor, inputs: list[torch.Tensor], fixed: list[torch.Tensor], size: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every fit's gradient, shape `(fits, P)`, and loss."""
         gradient, loss = self._calls[size](flat, *inputs, *fixed)
         if self._clip_norm is not None:
             gradient = clip_by_norm(gradient, self._program.layout.sizes, self._clip_norm)
-        alive = alive & torch.isfinite(loss)
-        return gradient, alive, torch.where(alive, loss, torch.nan)
-
-    def _moved(
-        self,
-        flat: torch.Tensor,
-        gradient: torch.Tensor,
-        state: tuple[torch.Tensor, ...],
-        t: torch.Tensor,
-        rate: torch.Tensor,
-        keep: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Parameters and the optimiser's state after a step; where `keep` is False, as they were."""
-        new, new_state = self._optimizer.update(flat, gradient, state, t, rate)
-        if keep is None:
-            return new, new_state
-        keep = keep[:, None]
-        return torch.where(keep, new, flat), tuple(torch.where(keep, a, b) for a, b in zip(new_state, state, strict=True))
+        return gradient, loss
 
     def _axes(self, step: Recorded) -> list[int | None]:
         """Which of the step's fixed values have an axis of fits: those that depend on data of their own."""
@@ -438,18 +449,18 @@ class Traced:
         block = self._buffers(size)
         self._losses = torch.zeros(self._capacity(size), self.fits, dtype=self._flat.dtype)
         fixed, states, shared, own = self._fixed[size], len(self._state), len(block.shared), len(block.own)
-        changing = [self._index, self._flat, self._alive, self._total, self._losses, *self._state]
+        changing = [self._index, self._flat, self._total, self._losses, *self._state]
         arguments = [*changing, *block.shared, *block.own, *fixed]
 
         def step(*given: torch.Tensor) -> tuple[()]:
-            index, flat, alive, total, losses, *rest = given
+            index, flat, total, losses, *rest = given
             state, rest = tuple(rest[:states]), rest[states:]
             t, rate, *weight = (x.index_select(0, index).squeeze(0) for x in rest[:shared])
             inputs = self._arguments([x.index_select(1, index).squeeze(1) for x in rest[shared : shared + own]], weight)
-            gradient, going_on, loss = self._gradients(flat, alive, inputs, rest[shared + own :], size)
-            new, new_state = self._moved(flat, gradient, state, t, rate, going_on)
+            gradient, loss = self._gradients(flat, inputs, rest[shared + own :], size)
+            new, new_state = self._optimizer.update(flat, gradient, state, t, rate)
             losses.index_put_((index,), loss[None])
-            for tensor, value in zip((flat, *state, alive, total), (new, *new_state, going_on, total + new), strict=True):
+            for tensor, value in zip((flat, *state, total), (new, *new_state, total + new), strict=True):
                 tensor.copy_(value)
             index.add_(1)
             return ()
