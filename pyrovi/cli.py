@@ -19,6 +19,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import pyrovi
+from pyrovi._fit import METHODS
 from pyrovi._target import OWN, pairs, program, read
 from pyrovi.engine import ENGINES
 from pyrovi.errors import PyroviError, RunFolderError, SettingsError
@@ -117,6 +118,7 @@ def fit_target(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="What the named guide takes, as in components=3; repeat it for more."),
     ] = None,
+    method: Annotated[str | None, tuning(help=f"{', '.join(METHODS)}.")] = None,
     objective: Annotated[str | None, tuning(help=f"{', '.join(OBJECTIVES)}.")] = None,
     gradient: Annotated[str | None, tuning(help=f"{', '.join(GRADIENTS)}.")] = None,
     kl_weight: Annotated[float | None, tuning(help="A weight on the KL part of the ELBO.")] = None,
@@ -147,9 +149,9 @@ def fit_target(
     Ctrl-C keeps the fit so far. Exit codes: 0 done, 2 a mistake in the arguments, data or model, 3 diverged, 130 interrupted.
     """
     given = {
-        "objective": objective, "gradient": gradient, "kl_weight": kl_weight, "kl_annealing": kl_annealing, "steps": steps,
-        "epochs": epochs, "particles": particles, "lr": lr, "optimizer": optimizer, "schedule": schedule, "batch_size": batch_size,
-        "engine": engine, "restarts": restarts, "seed": seed, "dtype": dtype, "device": device,
+        "method": method, "objective": objective, "gradient": gradient, "kl_weight": kl_weight, "kl_annealing": kl_annealing,
+        "steps": steps, "epochs": epochs, "particles": particles, "lr": lr, "optimizer": optimizer, "schedule": schedule,
+        "batch_size": batch_size, "engine": engine, "restarts": restarts, "seed": seed, "dtype": dtype, "device": device,
     }  # fmt: skip
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if guide_option:
