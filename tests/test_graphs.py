@@ -332,6 +332,15 @@ def test_draws_into_parts_of_a_tensor_reach_the_whole():
     assert not drawn[2].any()
 
 
+def test_two_gamma_draws_of_one_shape_are_two_draws():
+    p = leaf(0.0)
+    shape = torch.full((N,), 2.0)
+    recorded = record(lambda: [torch.stack([torch._standard_gamma(shape) for _ in range(2)]) + 0 * p.detach()], [], [], {"p": p})
+    assert torch.corrcoef(play(recorded, p)[0])[0, 1].abs() < 4.5 / math.sqrt(N)
+    fixed, empty = recorded.prologue(), torch.zeros(0)
+    assert not torch.equal(*(recorded.body(p.detach(), empty, empty, *fixed)[0] for _ in range(2)))  # anew at every step
+
+
 def test_draws_one_after_another_are_independent():
     p = leaf(0.0)
     recorded = record(

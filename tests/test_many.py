@@ -177,6 +177,21 @@ def test_a_data_set_whose_loss_is_nan_diverges_and_leaves_the_others_alone(engin
         assert np.allclose(fits.elbo[i], alone.elbo[0], rtol=1e-5)
 
 
+def test_a_fit_that_has_failed_once_stays_where_it_was():
+    """With draws this wide a loss is NaN now and then, and would be finite again a step later."""
+
+    def wide():
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(-1.0)), 0.8))
+
+    settings = {"engine": "traced", "steps": 150, "lr": 0.02, "stop": None}
+    fits = pyrovi.fit_many(fragile, wide, over={"x": np.stack([X - 2] * 6)}, **settings)
+    assert sum(status is pyrovi.Status.diverged for status in fits.status) >= 1
+    for i, fit in enumerate(fits):
+        alone = pyrovi.fit(fragile, wide, {"x": X - 2}, seed=i, **settings)
+        assert fit.status is alone.status
+        close(fit, alone, 1e-5)
+
+
 @pytest.mark.parametrize("stop", ["auto", None])
 def test_restarts_go_on_without_the_one_that_diverged(stop):
     def wild():
