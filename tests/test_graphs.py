@@ -332,6 +332,20 @@ def test_draws_into_parts_of_a_tensor_reach_the_whole():
     assert not drawn[2].any()
 
 
+def test_a_view_taken_before_a_draw_sees_it():
+    p = leaf(0.0)
+
+    def function():
+        out = torch.zeros(2, N)
+        row = out[0]
+        out.normal_()
+        return [row + 0 * p.detach(), out + 0 * p.detach()]
+
+    row, whole = play(record(function, [], [], {"p": p}), p)
+    assert torch.equal(row, whole[0])
+    assert row.std().item() == pytest.approx(1.0, rel=4 / (2 * N) ** 0.5)
+
+
 def test_two_gamma_draws_of_one_shape_are_two_draws():
     p = leaf(0.0)
     shape = torch.full((N,), 2.0)
