@@ -77,7 +77,7 @@ def run_fits(
             progress=Progress(task.steps, progress),
             callbacks=callbacks,
         )
-        if engine is not None:
+        if engine is not None or outcomes[-1].status is Status.interrupted:
             break
     return outcomes, engine.name if engine is not None else Plain.name, why
 

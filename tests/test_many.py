@@ -423,3 +423,27 @@ def test_compiled_restarts_are_recorded_restarts():
     ]
     assert lost[0].status == lost[1].status
     assert np.allclose(lost[0].elbo, lost[1].elbo, rtol=1e-4, equal_nan=True)
+
+
+def test_a_restart_that_diverged_is_best_only_where_all_did():
+    from pyrovi.fits import Fits
+    from pyrovi.result import Status
+    from pyrovi.svi import Outcome
+
+    fit = pyrovi.fit(model, guide, {"x": X}, steps=5)
+
+    def best(*statuses):
+        heights = (-5.0, -1.0, -3.0)
+        outcomes = [Outcome(np.full(200, h), Status(s), "", fit.unconstrained, 0) for h, s in zip(heights, statuses, strict=True)]
+        fits = Fits(fit.problem, outcomes, settings=fit.settings, versions={}, seconds=0.0, seeds=[0, 1, 2], stacked={})
+        return fits.best().settings["best_restart"]
+
+    assert best("step_limit", "converged", "step_limit") == 1
+    assert best("step_limit", "diverged", "step_limit") == 2
+    assert best("diverged", "diverged", "diverged") == 1
+
+
+def test_restarts_on_pyro_that_are_interrupted_do_not_go_on_with_the_next():
+    fit = pyrovi.fit(model, guide, {"x": X}, steps=50, restarts=3, engine="pyro", callbacks=lambda step: step.number == 20)
+    assert fit.status is pyrovi.Status.interrupted
+    assert fit.elbo.shape == (1, 20)
