@@ -55,8 +55,9 @@ class _View:
 class Tape:
     """The kernels that one call of a compiled step runs, and on what."""
 
-    calls: list[tuple[int | str, Any, Any]]
-    """The kernel, by its place in `kernels` or its name in `EXTERN`, its arguments, and those by name; tensors as `_View`."""
+    calls: list[tuple[int | str, Any, Any, Any]]
+    """The kernel, by its place in `kernels`, its name in `EXTERN` or that of an operator of torch's; its arguments, and those by
+    name; where an operator's result belongs. Tensors are `_View`s."""
     kernels: list[Callable[..., Any]]
     files: list[str]
     buffers: list[int]
@@ -73,10 +74,11 @@ class Tape:
             base = arguments[value.source] if value.source >= 0 else buffers[-1 - value.source].view(dtype)
             return base.as_strided(value.shape, value.stride, base.storage_offset() + value.offset)
 
-        calls = [
-            (self.kernels[kernel] if isinstance(kernel, int) else EXTERN[kernel], *tree_map(tensor, (args, kwargs)))
-            for kernel, args, kwargs in self.calls
-        ]
+        calls: list[tuple[Any, Any, Any]] = []
+        for kernel, *rest in self.calls:
+            args, kwargs, result = tree_map(tensor, tuple(rest))
+            function = self.kernels[kernel] if isinstance(kernel, int) else EXTERN.get(kernel)
+            calls.append((function or functools.partial(_into, result, _operator(str(kernel))), args, kwargs))
 
         def play() -> None:
             for kernel, args, kwargs in calls:
@@ -86,6 +88,15 @@ class Tape:
             ((only, its, _),) = calls
             return lambda: only(*its)
         return play
+
+
+def _operator(name: str) -> Any:
+    """An operator of torch's by its full name, as in `aten.sort.default`."""
+    return functools.reduce(getattr, name.split("."), torch.ops)
+
+
+def _into(result: torch.Tensor, operator: Any, *args: Any, **kwargs: Any) -> None:
+    result.copy_(operator(*args, **kwargs))
 
 
 _TAPES: dict[str, Tape] = {}
@@ -154,9 +165,10 @@ def _inductor(step: Callable[..., Any], examples: Sequence[torch.Tensor]) -> Ste
 
 def _proven_tape(code: Step, arguments: list[torch.Tensor], changing: int) -> Tape | None:
     """What a call runs, if playing that, on buffers of its own, does what the call does."""
-    before = [tensor.clone() for tensor in arguments[:changing]]
+    before, draws = [tensor.clone() for tensor in arguments[:changing]], torch.get_rng_state()
 
     def after(function: Callable[[], Any]) -> list[torch.Tensor]:
+        torch.set_rng_state(draws)
         function()
         now = [tensor.clone() for tensor in arguments[:changing]]
         for tensor, value in zip(arguments, before, strict=False):
@@ -176,14 +188,13 @@ def _proven_tape(code: Step, arguments: list[torch.Tensor], changing: int) -> Ta
 
 def _overheard(code: Any, arguments: list[torch.Tensor]) -> Tape:
     module = code.current_callable.__globals__
-    if "torch.ops." in code.source_code.split("def call", 1)[1].split("runner =", 1)[0]:
-        raise NotTraceable("it calls operators that return tensors of their own")
-    heard: list[tuple[Any, Any, Any]] = []
+    heard: list[tuple[Any, Any, Any, Any]] = []
 
-    def listening(name: int | str, function: Any) -> Callable[..., Any]:
+    def listening(name: int | str, function: Any, returns: bool = False) -> Callable[..., Any]:
         def called(*args: Any, **kwargs: Any) -> Any:
-            heard.append((name, args, kwargs))
-            return function(*args, **kwargs)
+            out = function(*args, **kwargs)
+            heard.append((name, args, kwargs, out if returns else None))
+            return out
 
         return called
 
@@ -191,14 +202,34 @@ def _overheard(code: Any, arguments: list[torch.Tensor]) -> Tape:
         def __getattr__(self, name: str) -> Callable[..., Any]:
             return listening(name, EXTERN[name])
 
+    class Operators:
+        """`torch.ops` as far as a name goes: `torch.ops.aten`, `torch.ops.aten.sort`, …"""
+
+        def __init__(self, name: str = "") -> None:
+            self._name = name
+
+        def __getattr__(self, part: str) -> Any:
+            name = f"{self._name}.{part}".lstrip(".")
+            found = _operator(name)
+            return listening(name, found, returns=True) if isinstance(found, torch._ops.OpOverload) else Operators(name)
+
+    class Torch:
+        ops = Operators()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
     kernels = {name: function for name, function in module.items() if name.startswith("cpp_fused")}
     places = {name: i for i, name in enumerate(kernels)}
-    extern = module.get("extern_kernels")
+    kept = {**kernels, "extern_kernels": module.get("extern_kernels"), "torch": torch}
     try:
-        module.update({name: listening(places[name], function) for name, function in kernels.items()}, extern_kernels=Extern())
+        module.update({name: listening(places[name], function) for name, function in kernels.items()})
+        module.update(extern_kernels=Extern(), torch=Torch())
         code(list(arguments))
     finally:
-        module.update(kernels, extern_kernels=extern)
+        module.update(kept)
+    if any(isinstance(out, (tuple, list)) for *_, out in heard):
+        raise NotTraceable("an operator returns several tensors")
 
     sources = {tensor.untyped_storage().data_ptr(): (i, tensor) for i, tensor in enumerate(arguments) if tensor.numel()}
     if len(sources) < sum(tensor.numel() > 0 for tensor in arguments):
@@ -220,14 +251,14 @@ def _overheard(code: Any, arguments: list[torch.Tensor]) -> Tape:
         return _View(source, int(offset), tuple(value.shape), tuple(value.stride()), str(value.dtype).removeprefix("torch."))
 
     return Tape(
-        [(name, *tree_map(view, (args, kwargs))) for name, args, kwargs in heard],
+        [(name, *tree_map(view, rest)) for name, *rest in heard],
         list(kernels.values()),
         [function.__self__.__file__ for function in kernels.values()],
         [size for _, size in buffers.values()],
     )
 
 
-FORMAT = 1
+FORMAT = 2
 
 
 def _folder() -> Path:
