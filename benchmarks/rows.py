@@ -119,7 +119,7 @@ def warm(module: str, rounds: int) -> Pairs:
         return took
 
     sides = (
-        lambda: one(ours, lambda: ours.accurately(program)),
+        lambda: one(ours, lambda: ours.accurately(program, "warm")),
         lambda: one(theirs, lambda: theirs.accurately(**theirs.BEST)),
     )
     for run in sides:
