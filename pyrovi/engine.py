@@ -392,7 +392,9 @@ class Traced:
             return alone
         many = torch.func.vmap(step.body, in_dims=dims, randomness="different")
         # Recorded in its turn: vmap around every step is slower, and a Ctrl-C at the wrong moment would leave it unusable.
-        again = rerecord(many, [self._flat, *self._nought(size), *self._fixed[size]])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")  # where torch has no rule of its own
+            again = rerecord(many, [self._flat, *self._nought(size), *self._fixed[size]])
         return many if list(again.buffers()) else again
 
     def _row_feeds(self) -> list[Iterator[torch.Tensor]]:

@@ -85,6 +85,7 @@ def clamped(p, x):
 PROGRAMS = [written_one_by_one, written_in_slices, written_through_views, written_by_index, written_before_and_after, clamped]
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, where it has no rule of its own for vmap
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)
 def test_in_place_writes_are_recorded_with_their_values_and_gradients(program):
     p = leaf(0.4, 0.7, 1.1)
