@@ -81,10 +81,16 @@ class ModuleGuide(torch.nn.Module):
         pyro.sample("b", dist.Normal(loc, log_scale.exp()))
 
 
+def dropping_net():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
+
+
 class AmortizedDropout(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
+        self.net = dropping_net()
 
     def forward(self, y):
         pyro.module("net", self.net)
@@ -564,7 +570,7 @@ class Dropout(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(1, 20), torch.nn.Dropout(0.5), torch.nn.Linear(20, 1))
+        self.net = dropping_net()
 
     def forward(self, y):
         pyro.module("net", self.net)
