@@ -155,6 +155,8 @@ def prepare(
         outcomes=tuple(trace.nodes[name]["value"] for name in structure.observed),
     )
     guide_trace, model_trace = _first_run(problem)
+    if batches is not None and batches.size % batches.batch_size:
+        _first_run(problem, -1)  # the last, smaller batch may make parameters of its own
     guide_structure = Structure.of(guide_trace)
     _check_match(Structure.of(model_trace), guide_structure, is_auto=isinstance(guide, AutoGuide))
     _check_finite(model_trace, guide_trace)
@@ -255,9 +257,9 @@ def _integers_to_cast(trace: Trace, data: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _first_run(problem: Problem) -> tuple[Trace, Trace]:
+def _first_run(problem: Problem, block: int = 0) -> tuple[Trace, Trace]:
     """Guide and model together as a step will run them, in the order of `Trace_ELBO`."""
-    guide, model, data = problem.step_programs(0)
+    guide, model, data = problem.step_programs(block)
     guide_trace = run(guide, data, GuideError)
     for name, site in problem.structure.latent.items():
         node = guide_trace.nodes.get(name)
