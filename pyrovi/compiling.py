@@ -29,7 +29,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from pyrovi.errors import first_line
-from pyrovi.graphs import NotTraceable
+from pyrovi.recording import NotTraceable
 
 __all__ = ["Tape", "in_place", "is_compiled", "key"]
 
@@ -113,7 +113,10 @@ def key(*parts: object) -> str:
 @functools.cache
 def _source() -> str:
     """A step is made of what the model says and of what these modules make of it."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in ("compiling", "engine", "graphs", "program", "updates")]
+    files = [
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("compiling", "engine", "graphs", "noise", "program", "recording", "updates", "writes")
+    ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

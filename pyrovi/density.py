@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pyrovi._typing import Model, Tensors
 from pyrovi.compiling import in_place, key
 from pyrovi.errors import ModelError, first_line
-from pyrovi.graphs import NotTraceable
+from pyrovi.recording import NotTraceable
 
 __all__ = ["Density", "log_density", "record"]
 

@@ -20,11 +20,12 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyrovi._typing import Guide, Model, Tensors
 from pyrovi.compiling import in_place, is_compiled, key
 from pyrovi.errors import first_line
-from pyrovi.graphs import NotTraceable, Recorded, rerecord
+from pyrovi.graphs import Recorded
 from pyrovi.minibatch import Batched
 from pyrovi.objective import KLWeight
 from pyrovi.preflight import Problem
 from pyrovi.program import Program, program
+from pyrovi.recording import NotTraceable, rerecord
 from pyrovi.starts import on_own_data
 from pyrovi.updates import FlatOptimizer, clip_by_norm, flat_optimizer
 

@@ -15,9 +15,10 @@ from pyro.infer import ELBO
 
 from pyrovi._typing import Tensors
 from pyrovi.errors import first_line
-from pyrovi.graphs import NotTraceable, Recorded, record, size_of
+from pyrovi.graphs import Recorded, record, size_of
 from pyrovi.objective import KLWeight, surrogate_loss
 from pyrovi.preflight import Problem
+from pyrovi.recording import NotTraceable
 
 __all__ = ["Layout", "Program", "program"]
 

@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyrovi.graphs import NotTraceable, record, rerecord
+from pyrovi.graphs import record
 from pyrovi.program import Layout
+from pyrovi.recording import NotTraceable, rerecord
 
 N = 40_000
 
