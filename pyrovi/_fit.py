@@ -21,7 +21,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Guide, Model, Path, Transform
 from pyrovi.deterministic import fit_deterministic
-from pyrovi.engine import ENGINES, Task
+from pyrovi.engine import ENGINES
 from pyrovi.errors import SettingsError, nearest
 from pyrovi.fits import Fits
 from pyrovi.inputs import as_dtype, to_tensors
@@ -32,6 +32,7 @@ from pyrovi.result import Fit
 from pyrovi.runs import check_folder
 from pyrovi.starts import find_starts
 from pyrovi.svi import Callback, run_fits
+from pyrovi.task import Task
 
 __all__ = ["fit", "run"]
 

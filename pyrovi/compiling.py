@@ -115,7 +115,7 @@ def _source() -> str:
     """A step is made of what the model says and of what these modules make of it."""
     files = [
         Path(__file__).with_name(f"{name}.py")
-        for name in ("compiling", "engine", "graphs", "noise", "program", "recording", "updates", "writes")
+        for name in ("compiling", "engine", "graphs", "noise", "program", "recording", "traced", "updates", "writes")
     ]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 

@@ -15,12 +15,14 @@ from pyro import poutine
 from pyro.optim.lr_scheduler import PyroLRScheduler
 
 from pyrovi._typing import Tensors
-from pyrovi.engine import Engine, Plain, Task, make_engine
+from pyrovi.engine import make_engine
+from pyrovi.plain import Plain
 from pyrovi.preflight import Problem
 from pyrovi.progress import Progress
 from pyrovi.result import Status
 from pyrovi.starts import on_own_data
 from pyrovi.stopping import MIN_WINDOW, Plateau, looks, plateau
+from pyrovi.task import Engine, Task
 
 __all__ = ["Callback", "Outcome", "Step", "optimise", "run_fits"]
 

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyrovi
 from pyrovi import engine as engines
 from pyrovi import svi
+from pyrovi.plain import Plain
 
 aten = torch.ops.aten
 X = np.random.RandomState(0).normal(1.0, 1.0, 30)
@@ -154,7 +155,7 @@ def traced_and_plain(model, guide, data, *, seed=3, **settings):
         traced.fit = pyrovi.fit(model, guide, data, engine="traced", callbacks=traced, **settings)
     (engine, _), task = made[0]
     noise = noise_of(seed, task.steps, engine._program, task.problem.batches)
-    run = engines.Plain.run
+    run = Plain.run
 
     def run_on_noise(self, elbo):
         for step in range(elbo.shape[1]):
@@ -164,7 +165,7 @@ def traced_and_plain(model, guide, data, *, seed=3, **settings):
             assert not len(given.left["uniform"]), "the recorded step has more uniform numbers than svi.step draws"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines.Plain, "run", run_on_noise)
+        patch.setattr(Plain, "run", run_on_noise)
         plain.fit = pyrovi.fit(model, guide, data, engine="pyro", callbacks=plain, **settings)
     return traced, plain, engine
 

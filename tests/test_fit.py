@@ -268,10 +268,11 @@ def test_the_mean_of_the_iterates_yields_to_a_clearly_better_last_one_or_where_i
 @pytest.mark.parametrize("which", ["pyro", "traced"])
 def test_a_mean_of_iterates_where_the_model_cannot_be_run_does_not_cost_the_fit(monkeypatch, which):
     """Cholesky fails at the mean alone, as it may between two modes: the last iterate is reported."""
-    from pyrovi import engine
+    from pyrovi.plain import Plain
+    from pyrovi.traced import Traced
 
     far = [{"loc": torch.tensor(1e6), "scale": torch.tensor(0.0)}]
-    for kind in (engine.Plain, engine.Traced):
+    for kind in (Plain, Traced):
         monkeypatch.setattr(kind, "means", lambda self: far)
 
     def model(x):

@@ -311,12 +311,12 @@ def test_a_course_that_differs_between_data_sets_is_not_taken_from_the_first(pro
 
 
 def test_what_cannot_be_run_for_many_runs_one_after_another_and_says_so(monkeypatch):
-    from pyrovi import engine
+    from pyrovi import traced
 
     def refuse(*_):
         raise RuntimeError("no batching rule")
 
-    monkeypatch.setattr(engine, "rerecord", refuse)
+    monkeypatch.setattr(traced, "rerecord", refuse)
     with pytest.warns(UserWarning, match="for 2 fits at once: no batching rule"):
         fit = pyrovi.fit(model, guide, {"x": X}, **{**SETTINGS, "steps": 5}, restarts=2)
     assert fit.settings["engine"] == "pyro"

@@ -1,0 +1,124 @@
+"""A fit's steps by Pyro's SVI, as it is."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from pyro.infer import ELBO, SVI
+from pyro.optim.lr_scheduler import PyroLRScheduler
+
+from pyrovi._typing import Guide, Model, Tensors
+from pyrovi.minibatch import Batched
+from pyrovi.objective import KLWeight
+from pyrovi.preflight import Problem
+from pyrovi.task import SCORED
+
+__all__ = ["Plain"]
+
+NOT_FINITE = r"Encountered (NaN|\+?-?inf)"
+"""How Pyro's warning of a loss that is not finite begins; the fit's status says it better."""
+
+
+def _feed(problem: Problem, batched: Batched | None, seed: int) -> Iterator[dict[str, Any]]:
+    """What model and guide are called with, step by step; the batch, where there is one, is set on the way."""
+    if batched is None:
+        while True:
+            yield problem.seen()
+    assert problem.batches is not None
+    for rows in problem.batches.epochs(torch.Generator().manual_seed(seed), problem.device):
+        batched.take(rows)
+        yield {}
+
+
+class _NotFinite(Exception):
+    """The loss of a step is NaN or infinite; raised before the optimiser has seen its gradient."""
+
+
+def _checked(objective: ELBO) -> Callable[..., float]:
+    """`loss_and_grads`, but a loss that is not finite raises before its gradient is used."""
+
+    def loss_and_grads(model: Model, guide: Guide, *args: Any, **kwargs: Any) -> float:
+        loss: float = objective.loss_and_grads(model, guide, *args, **kwargs)  # type: ignore[attr-defined]
+        if not math.isfinite(loss):
+            raise _NotFinite
+        return loss
+
+    return loss_and_grads
+
+
+class Plain:
+    """`svi.step` of Pyro's, for one fit."""
+
+    name, fits = "pyro", 1
+
+    def __init__(self, problem: Problem, objective: ELBO, kl: KLWeight | None, optim: pyro.optim.PyroOptim, seed: int) -> None:
+        self._problem, self._kl, self._seed = problem, kl, seed
+        self._batched = problem.batched()
+        model, guide = (problem.model, problem.guide) if self._batched is None else (self._batched.model, self._batched.guide)
+        self._model: Model = kl(model) if kl is not None else model
+        self._guide: Guide = kl(guide) if kl is not None else guide
+        self._svi = SVI(self._model, self._guide, optim, loss=objective.loss, loss_and_grads=_checked(objective))  # type: ignore[attr-defined]
+        self._decay = optim.step if isinstance(optim, PyroLRScheduler) else None
+        self._feed = _feed(problem, self._batched, seed)
+        self._given: dict[str, Any] = {}
+        self._leaves = list(problem.parameters.leaves.values())
+        for leaf in self._leaves:
+            leaf.grad = None  # a fit before this one may have ended between its gradient and its step
+        self.done, self.died = 0, [False]
+        self.restart_average()
+
+    def run(self, elbo: NDArray[np.float64]) -> None:
+        (out,) = elbo
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=NOT_FINITE)
+            for step in range(len(out)):
+                if self._kl is not None:
+                    self._kl.at(self.done + 1)
+                self._given = next(self._feed)
+                try:
+                    out[step] = -self._svi.step(**self._given)
+                except _NotFinite:
+                    self.died = [True]
+                    return
+                self.done += 1
+                if self._decay is not None:
+                    self._decay()
+                self._add_to_average()
+
+    @torch.no_grad()
+    def _add_to_average(self) -> None:
+        if self._leaves:
+            torch._foreach_add_(self._sums, self._leaves)
+        self.averaged += 1
+
+    def restart_average(self) -> None:
+        self.averaged = 0
+        self._sums = [torch.zeros_like(leaf, requires_grad=False) for leaf in self._leaves]
+
+    def values(self) -> list[Tensors]:
+        return [self._problem.parameters.values()]
+
+    def means(self) -> list[Tensors]:
+        return [{n: total / self.averaged for n, total in zip(self._problem.parameters.leaves, self._sums, strict=True)}]
+
+    def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
+        self._problem.parameters.assign(values[0])
+        pyro.set_rng_seed(self._seed)
+        given, out = _feed(self._problem, self._batched, self._seed), np.full((1, SCORED), -np.inf)
+        # A mean of iterates may lie where the model cannot be run; that must not cost the fit.
+        with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
+            warnings.filterwarnings("ignore", message=NOT_FINITE)
+            for i in range(SCORED):
+                out[0, i] = -self._svi.evaluate_loss(**next(given))
+        return out
+
+    def stand(self, fit: int) -> tuple[Any, Any, dict[str, Any]]:
+        return self._model, self._guide, self._given
