@@ -13,11 +13,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
 from torch.distributions import biject_to
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,8 +27,12 @@ from pyrovi._typing import Model, Tensors
 from pyrovi.compiling import in_place, key
 from pyrovi.errors import ModelError, first_line
 from pyrovi.recording import NotTraceable
+from pyrovi.tracing import feasible
 
-__all__ = ["Density", "log_density", "record"]
+if TYPE_CHECKING:
+    from pyrovi.preflight import Problem
+
+__all__ = ["Density", "log_density", "record", "recorded"]
 
 MOST_ROWS = 1024
 """Rows of a recording that runs on many: past this the tensors of a small model leave the cache, and no time a row is saved."""
@@ -392,3 +397,31 @@ def log_density(model: Model, data: Mapping[str, Any], prototype: Trace, patienc
             f"the model cannot be recorded as a graph of tensor operations: {first_line(error)}; fit it by method='svi'"
         ) from error
     return Density(tuple(parts), row, dtype, device, patience)
+
+
+def recorded(problem: Problem, patience: float = PATIENCE) -> Density:
+    """The log density of a problem in float64, or in the problem's own dtype where the model holds tensors of that.
+
+    To be called inside `isolated`, with the fit's parameters loaded where model or guide have some.
+
+    Raises:
+        ModelError: It cannot be recorded.
+    """
+    error: ModelError | None = None
+    prototype = getattr(problem.guide, "prototype_trace", None)
+    if prototype is None:
+        with poutine.block():
+            prototype = poutine.trace(InitMessenger(feasible)(problem.model)).get_trace(**problem.data)
+        prototype = poutine.util.prune_subsample_sites(prototype)
+    for dtype in dict.fromkeys((torch.float64, problem.dtype)):
+        before = torch.get_default_dtype()
+        try:
+            torch.set_default_dtype(dtype)
+            data = {n: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in problem.data.items()}
+            return log_density(problem.model, data, prototype, patience)
+        except ModelError as raised:
+            error = error or raised
+        finally:
+            torch.set_default_dtype(before)
+    assert error is not None
+    raise error

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Model, Tensors
-from pyrovi.density import PATIENCE, Density, log_density
+from pyrovi.density import PATIENCE, Density, recorded
 from pyrovi.errors import GuideError, ModelError, SettingsError, first_line
 from pyrovi.fixed_draws import GAIN, Objective, minimise, recentred, solve
 from pyrovi.guides.gaussian import FAMILIES, AutoWhitened, initial, place, starts_full
@@ -35,7 +35,7 @@ from pyrovi.preflight import Problem, prepare
 from pyrovi.progress import Progress
 from pyrovi.result import Fit, Status
 
-__all__ = ["fit_deterministic", "recorded", "stream"]
+__all__ = ["fit_deterministic", "stream"]
 
 SCRAMBLES = 6
 """Other sets of draws that the optimum's dependence on the draws is judged by."""
@@ -372,20 +372,3 @@ def _family(guide: Any, guide_options: Mapping[str, Any] | None) -> tuple[str, d
             f"for {name} use method='svi'"
         )
     return family, options
-
-
-def recorded(problem: Problem, patience: float = PATIENCE) -> Density:
-    """The log density of a problem in float64, or in the problem's own dtype where the model holds tensors of that."""
-    error: ModelError | None = None
-    for dtype in dict.fromkeys((torch.float64, problem.dtype)):
-        before = torch.get_default_dtype()
-        try:
-            torch.set_default_dtype(dtype)
-            data = {n: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in problem.data.items()}
-            return log_density(problem.model, data, problem.guide.prototype_trace, patience)  # type: ignore[attr-defined]
-        except ModelError as raised:
-            error = error or raised
-        finally:
-            torch.set_default_dtype(before)
-    assert error is not None
-    raise error

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pyrovi._typing import Tensors
-from pyrovi.deterministic import recorded, stream
+from pyrovi.density import recorded
+from pyrovi.deterministic import stream
 from pyrovi.errors import PyroviError
 from pyrovi.fixed_draws import Objective, solve
 from pyrovi.guides.gaussian import place

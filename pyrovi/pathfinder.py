@@ -23,7 +23,7 @@ from pyrovi.density import Density
 from pyrovi.errors import ModelError
 from pyrovi.guides.gaussian import MOST_DENSE, initial, place
 
-__all__ = ["Start", "pathfinder", "standard_draws"]
+__all__ = ["Start", "along_paths", "pathfinder", "standard_draws"]
 
 PATHS = 4
 """One from the given point, the others from uniform draws in (−2, 2), as Stan starts its chains."""
@@ -68,21 +68,27 @@ def pathfinder(density: Density, loc: torch.Tensor, *, full: bool, seed: int = 0
     Raises:
         ModelError: No Gaussian has a finite ELBO.
     """
-    rng, best = np.random.default_rng(seed), None
-    for path in range(paths):
-        x = loc.cpu().numpy() if path == 0 else rng.uniform(-2, 2, len(loc))
-        points = climb(density, x)
-        if not points:
-            continue
-        chosen = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, POINTS).astype(int))]
-        candidate = _best(density, torch.from_numpy(np.stack(chosen)).to(loc.device), full)
-        if candidate is not None and (best is None or candidate.elbo > best.elbo):
-            best = candidate
-    if best is None:
+    found = along_paths(density, loc, full=full, seed=seed, paths=paths)
+    if not found:
         raise ModelError(
             f"no Gaussian about any of {paths} paths from different starts has a finite ELBO: the model's density is zero or NaN "
             "wherever they went; check its priors and supports"
         )
+    return max(found, key=lambda start: start.elbo)
+
+
+def along_paths(density: Density, loc: torch.Tensor, *, full: bool, seed: int = 0, paths: int = PATHS) -> list[Start]:
+    """The best Gaussian of every path that has one; the arguments are `pathfinder`'s.
+
+    Paths that end in different places have found different modes.
+    """
+    rng, best = np.random.default_rng(seed), []
+    for path in range(paths):
+        points = climb(density, loc.cpu().numpy() if path == 0 else rng.uniform(-2, 2, len(loc)))
+        if points:
+            chosen = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, POINTS).astype(int))]
+            candidate = _best(density, torch.from_numpy(np.stack(chosen)).to(loc.device), full)
+            best += [candidate] if candidate is not None else []
     return best
 
 
