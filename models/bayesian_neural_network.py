@@ -22,8 +22,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyrovi import data
+from pyrovi._exact import ExactPosterior
 from pyrovi.errors import SettingsError, nearest
-from pyrovi.exact import ExactPosterior
 from pyrovi.models import linear_regression
 from pyrovi.networks import bayesian_perceptron
 from pyrovi.result import Fit

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from pyrovi import data
+from pyrovi._exact import ExactPosterior
 from pyrovi.autoencoder import amortization_gap, decode, encode, neighbours, samples
-from pyrovi.exact import ExactPosterior
 from pyrovi.models.vae import binarize, check_images, pixels, preset_widths, principal_components
 from pyrovi.networks import perceptron
 from pyrovi.result import Fit

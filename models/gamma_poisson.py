@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from pyrovi import data
-from pyrovi.exact import ExactPosterior
+from pyrovi._exact import ExactPosterior
 
 __all__ = ["exact", "load", "model", "ring"]
 

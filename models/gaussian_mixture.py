@@ -19,8 +19,8 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from pyrovi._exact import ExactPosterior
 from pyrovi.errors import DataError
-from pyrovi.exact import ExactPosterior
 
 __all__ = ["Mixture", "exact", "load", "model"]
 

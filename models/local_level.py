@@ -24,9 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch.distributions import constraints
 
 from pyrovi import data
+from pyrovi._exact import ExactPosterior
 from pyrovi.distributions import MarkovNormal, natural_scale
 from pyrovi.errors import DataError, SettingsError
-from pyrovi.exact import ExactPosterior
 
 __all__ = ["Forecast", "Likelihood", "exact", "forecast", "load", "maximum_likelihood", "model"]
 

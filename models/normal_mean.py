@@ -20,7 +20,7 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pyrovi.exact import ExactPosterior
+from pyrovi._exact import ExactPosterior
 
 __all__ = ["exact", "load", "model"]
 

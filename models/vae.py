@@ -27,9 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch.distributions import constraints
 
 from pyrovi import data
+from pyrovi._exact import ExactPosterior
 from pyrovi.autoencoder import Gap, amortization_gap, decode, encode, neighbours, samples
 from pyrovi.errors import DataError, SettingsError, nearest
-from pyrovi.exact import ExactPosterior
 from pyrovi.networks import perceptron
 
 __all__ = [

@@ -5,12 +5,12 @@
 
 from pyrovi import data
 from pyrovi._compare import compare
+from pyrovi._exact import ExactPosterior
 from pyrovi._fit import fit
 from pyrovi._fit_many import fit_many
 from pyrovi._report import report
 from pyrovi.catalog import Recipe, recipe, recipes
 from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError
-from pyrovi.exact import ExactPosterior
 from pyrovi.fits import Fits
 from pyrovi.result import Estimate, Fit, Status
 from pyrovi.runs import load

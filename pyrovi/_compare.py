@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrovi import _arviz
+from pyrovi._exact import ExactPosterior
 from pyrovi.errors import PyroviError, SettingsError
-from pyrovi.exact import ExactPosterior
 from pyrovi.export import posterior_arrays
 from pyrovi.result import Estimate, Fit
 

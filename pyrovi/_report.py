@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from pyrovi import _arviz, export, plots
 from pyrovi._compare import compare
+from pyrovi._exact import ExactPosterior
 from pyrovi._typing import Path
 from pyrovi.errors import RunFolderError
-from pyrovi.exact import ExactPosterior
 from pyrovi.result import Fit
 
 if TYPE_CHECKING:

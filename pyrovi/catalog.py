@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pyrovi._exact import ExactPosterior
 from pyrovi._fit import fit
 from pyrovi._typing import Guide, Model
 from pyrovi.errors import SettingsError, nearest
-from pyrovi.exact import ExactPosterior
 from pyrovi.guides import bayesian_classifier as bayesian_classifier_guide
 from pyrovi.guides import bayesian_neural_network as bayesian_neural_network_guide
 from pyrovi.guides import conditional_vae as conditional_vae_guide

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyrovi._exact import ExactPosterior
 from pyrovi.errors import PyroviError, SettingsError, nearest
-from pyrovi.exact import ExactPosterior
 from pyrovi.plots.style import FITTED, REFERENCE, bare, histogram, legend, shortened
 from pyrovi.result import Fit
 
