@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ARVIZ_1", "arviz", "container", "groups", "group", "pareto_k", "read", "summary", "write"]
+__all__ = ["ARVIZ_1", "arviz", "container", "groups", "group", "psis", "read", "summary", "write"]
 
 ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
 
@@ -75,11 +75,14 @@ def summary(data: Any, **options: Any) -> pd.DataFrame:
     return arviz().summary(data, stat_funcs=quantiles, **options)[["mean", "sd", "5%", "95%"]]
 
 
-def pareto_k(log_ratio: NDArray[np.floating]) -> float:
-    """The Pareto shape k-hat of importance ratios, given log p - log q."""
-    ratio = np.ravel(log_ratio)
+def psis(log_ratio: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
+    """Pareto smoothed importance sampling: normalised log weights and the shape k-hat, given log p - log q of 25 draws or more."""
+    ratio = np.ravel(log_ratio).astype(np.float64)
     if ARVIZ_1:
         from arviz_stats.base import array_stats
 
-        return float(array_stats.psislw(-ratio)[1])  # 1.x takes the negated log ratio
-    return float(arviz().psislw(ratio)[1])
+        log_weights, k = array_stats.psislw(-ratio)  # 1.x takes the negated log ratio
+    else:
+        log_weights, k = arviz().psislw(ratio)
+    log_weights = np.asarray(log_weights)
+    return log_weights - np.logaddexp.reduce(log_weights), float(k)

@@ -18,6 +18,7 @@ from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Path, Tensors
 from pyrovi.draws import Draws, draw, predict, prior
 from pyrovi.errors import PyroviError, SettingsError
+from pyrovi.estimate import Estimate
 from pyrovi.preflight import Problem
 
 if TYPE_CHECKING:
@@ -39,18 +40,6 @@ class Status(StrEnum):
     step_limit = "step_limit"
     diverged = "diverged"
     interrupted = "interrupted"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A Monte Carlo estimate and its standard error."""
-
-    value: float
-    se: float
-
-    def __str__(self) -> str:
-        digits = max(0, 1 - math.floor(math.log10(self.se))) if 0 < self.se < math.inf else 3
-        return f"{self.value:,.{digits}f} ± {self.se:,.{digits}f}"
 
 
 @dataclass(frozen=True, repr=False)
