@@ -113,7 +113,7 @@ class Fits(Sequence[Fit]):
             elbo=elbo,
             status=outcome.status,
             advice=advice,
-            settings={**self.settings, "averaged_steps": outcome.averaged, **more},
+            settings={**self.settings, "averaged_steps": outcome.averaged, "phases": list(outcome.phases), **more},
             versions=self._versions,
             seconds=self.seconds,
             seed=seed,

@@ -19,7 +19,7 @@ from pyrovi._typing import Guide, Model, Tensors
 from pyrovi.minibatch import Batched
 from pyrovi.objective import KLWeight
 from pyrovi.preflight import Problem
-from pyrovi.task import SCORED
+from pyrovi.task import SCORED, watched
 
 __all__ = ["Plain"]
 
@@ -72,6 +72,8 @@ class Plain:
         self._leaves = list(problem.parameters.leaves.values())
         for leaf in self._leaves:
             leaf.grad = None  # a fit before this one may have ended between its gradient and its step
+        self._objective, self._optim, self._factor = objective, optim, 1.0
+        self._watched = [torch.as_tensor(chosen) for chosen in watched([leaf.numel() for leaf in self._leaves])]
         self.done, self.died = 0, [False]
         self.restart_average()
 
@@ -103,6 +105,24 @@ class Plain:
         self.averaged = 0
         self._sums = [torch.zeros_like(leaf, requires_grad=False) for leaf in self._leaves]
 
+    def rate(self, factor: float) -> None:
+        for optimizer in self._optim.optim_objs.values():
+            for group in optimizer.param_groups:
+                group["lr"] *= factor / self._factor
+        self._factor = factor
+
+    def sums(self) -> torch.Tensor:
+        return torch.cat([total.reshape(-1) for total in self._sums])[None] if self._sums else torch.zeros(1, 0)
+
+    def watched(self) -> NDArray[np.float64]:
+        parts = [total.reshape(-1).cpu()[chosen] for total, chosen in zip(self._sums, self._watched, strict=True)]
+        return torch.cat(parts).double().numpy()[None] if parts else np.zeros((1, 0))
+
+    def named(self, flat: torch.Tensor) -> list[Tensors]:
+        leaves = self._problem.parameters.leaves
+        parts = flat[0].split([leaf.numel() for leaf in leaves.values()])
+        return [{name: part.reshape(leaf.shape).clone() for (name, leaf), part in zip(leaves.items(), parts, strict=True)}]
+
     def values(self) -> list[Tensors]:
         return [self._problem.parameters.values()]
 
@@ -119,6 +139,33 @@ class Plain:
             for i in range(SCORED):
                 out[0, i] = -self._svi.evaluate_loss(**next(given))
         return out
+
+    def pulls(self, points: torch.Tensor, draws: int) -> NDArray[np.float64]:
+        parameters, towards = self._problem.parameters, (points - points[:4].mean(0)).double()[:, 0]
+        values, out = [self.named(point)[0] for point in points], np.full((1, draws, len(points), len(points)), np.nan)
+        before, state, feed = parameters.values(), pyro.util.get_rng_state(), _feed(self._problem, self._batched, self._seed)
+        try:
+            with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
+                warnings.filterwarnings("ignore", message=NOT_FINITE)
+                for i in range(draws):
+                    given = next(feed)
+                    for k, value in enumerate(values):
+                        parameters.assign(value)
+                        pyro.set_rng_seed((self._seed + i) % 2**32)
+                        out[0, i, k] = (towards @ self._gradient(given)).cpu().numpy()
+        finally:
+            parameters.assign(before)
+            pyro.util.set_rng_state(state)
+        return out
+
+    def _gradient(self, given: dict[str, Any]) -> torch.Tensor:
+        for leaf in self._leaves:
+            leaf.grad = None
+        self._objective.loss_and_grads(self._model, self._guide, **given)  # type: ignore[attr-defined]
+        parts = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self._leaves]
+        for leaf in self._leaves:
+            leaf.grad = None
+        return torch.cat([part.reshape(-1) for part in parts]).double()
 
     def stand(self, fit: int) -> tuple[Any, Any, dict[str, Any]]:
         return self._model, self._guide, self._given

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -16,6 +16,7 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 
 from pyrovi._typing import Tensors
 from pyrovi.engine import make_engine
+from pyrovi.phases import Phases
 from pyrovi.plain import Plain
 from pyrovi.preflight import Problem
 from pyrovi.progress import Progress
@@ -49,6 +50,8 @@ class Outcome(NamedTuple):
     advice: str
     values: Tensors
     averaged: int
+    phases: Sequence[Mapping[str, Any]] = ()
+    """What `pyrovi.phases` found, phase by phase, where it was asked."""
 
 
 def run_fits(
@@ -101,24 +104,25 @@ def optimise(
         problem: What is fitted.
         engine: What takes the steps.
         steps: The largest number of them.
-        stop: `"auto"` ends the run when every fit has converged.
+        stop: `"auto"` lowers the rate phase by phase and ends the run when every fit has converged; a schedule rules that out.
         annealed: Until that step the objective itself moves, and no fit counts as converged.
         decays: Whether a schedule lowers the rate: the last iterate is then the one to report.
         progress: The bar.
         callbacks: Called after every step.
     """
     elbo = np.full((engine.fits, steps), np.nan)
-    look_at = looks(steps)
-    average_from = 0 if stop == "auto" or len(look_at) == 1 else look_at[-2]
-    window, last_good = 0, engine.values()
-    judged: list[Plateau] = []
+    rule = Phases(engine, problem.structure.dimension, annealed) if stop == "auto" and not decays else None
+    late = looks(steps)[-2] if rule is None and len(looks(steps)) > 1 else 0
+    last_good = engine.values()
     ended, trouble = "", None
     try:
         with progress:
             while engine.done < steps and not ended:
-                if engine.done == average_from:
+                if rule is None and engine.done == late:
                     engine.restart_average()
-                until = _next_event(engine.done, average_from, look_at[0], progress.due) if not callbacks else engine.done + 1
+                    last_good = engine.values()
+                beat = rule.next if rule is not None else late if engine.done < late else steps
+                until = engine.done + 1 if callbacks else _next_event(engine.done, min(beat, steps), progress.due)
                 engine.run(elbo[:, engine.done : until])
                 step = engine.done
                 if step < until or all(engine.died):
@@ -128,14 +132,12 @@ def optimise(
                     break
                 if step >= progress.due:
                     progress.show(step, elbo[_best(elbo[:, step - 1])])
-                if step == look_at[0]:
-                    judged = [plateau(row[window:step], problem.structure.dimension) for row in elbo]
-                    settled = all(p.reached or died for p, died in zip(judged, engine.died, strict=True))
-                    if step == steps or (stop == "auto" and window >= annealed and settled):
+                if rule is not None and step == rule.next:
+                    pieces = len(rule.phases)
+                    if rule.take(elbo):
                         break
-                    look_at.pop(0)
-                    window, last_good = step, engine.values()
-                    engine.restart_average()
+                    if len(rule.phases) > pieces:
+                        last_good = engine.values()
             progress.show(engine.done, elbo[_best(elbo[:, max(0, engine.done - 1)])])
     except KeyboardInterrupt:
         if not engine.done:
@@ -150,34 +152,44 @@ def optimise(
 
     values = engine.values()
     lost = [died or trouble is not None for died in engine.died]
-    means, preferred = None, [False] * engine.fits
-    if not (ended or decays or all(lost)) and judged and engine.averaged >= MIN_WINDOW:
-        means = engine.means()
+    whole = not ended and not all(lost)
+    means, averaged = (None, 0) if decays or not whole else _means(engine, rule)
+    preferred = [False] * engine.fits
+    if means is not None:
         with suppress(KeyboardInterrupt):  # too late to interrupt: the last iterate it is
             preferred = [_prefers_mean(*pair) for pair in zip(engine.scores(values), engine.scores(means), strict=True)]
     outcomes = []
     for fit, (last, died) in enumerate(zip(values, lost, strict=True)):
-        row, averaged = elbo[fit, : engine.done], 0
+        row, used = elbo[fit, : engine.done], 0
         if died:
             row = row[: int(np.append(np.isfinite(row), False).argmin())]
             status, advice = Status.diverged, _why_diverged(problem, engine, fit, last, len(row), trouble)
             if not _finite(problem, last):
                 last = last_good[fit]
-        elif ended or not judged:
+        elif ended:
             status, advice = Status.interrupted, ended
         else:
-            status = Status.converged if judged[fit].reached else Status.step_limit
+            judged = plateau(row[late or len(row) // 2 :], problem.structure.dimension)
+            settled = rule.converged if rule is not None else judged.reached
+            status = Status.converged if settled else Status.step_limit
             if means is not None and preferred[fit]:
-                last, averaged = means[fit], engine.averaged
-            advice = _advice(status, judged[fit], steps, len(row))
-        outcomes.append(Outcome(row, status, advice, last, averaged))
+                last, used = means[fit], averaged
+            advice = _advice(status, judged, steps, len(row), rule.why(fit) if rule is not None else "")
+        outcomes.append(Outcome(row, status, advice, last, used, rule.record(fit) if rule is not None else ()))
     return outcomes
 
 
-def _next_event(done: int, average_from: int, look: int, due: float) -> int:
+def _means(engine: Engine, rule: Phases | None) -> tuple[list[Tensors] | None, int]:
+    """The means of every fit's last iterates, and of how many, where there are enough."""
+    if rule is None:
+        return (engine.means(), engine.averaged) if engine.averaged >= MIN_WINDOW else (None, 0)
+    found = rule.mean()
+    return (engine.named(found[0]), found[1]) if found is not None else (None, 0)
+
+
+def _next_event(done: int, beat: int, due: float) -> int:
     """The step up to which an engine may run on its own."""
-    events = [look, max(done + 1, math.ceil(due)) if math.isfinite(due) else look]
-    return min(events + ([average_from] if done < average_from else []))
+    return min(beat, max(done + 1, math.ceil(due))) if math.isfinite(due) else beat
 
 
 def _called(callbacks: Sequence[Callback], step: int, elbo: NDArray[np.float64], engine: Engine, problem: Problem) -> bool:
@@ -202,11 +214,12 @@ def _prefers_mean(last: NDArray[np.float64], mean: NDArray[np.float64]) -> bool:
     return not lead.mean() > 2 * lead.std(ddof=1) / math.sqrt(len(lead))
 
 
-def _advice(status: Status, judged: Plateau, steps: int, done: int) -> str:
+def _advice(status: Status, judged: Plateau, steps: int, done: int, found: str) -> str:
+    """In numbers; `found` is what the phases' rule has to say."""
     if status is Status.converged:
         early = f"after {done:,} of {steps:,} steps" if done < steps else f"within its {steps:,} steps"
         return (
-            f"The ELBO stopped rising {early}: {judged}. That says nothing of how near q is to the "
+            f"The ELBO stopped rising {early}: {found or judged}. That says nothing of how near q is to the "
             "posterior: compare it with an exact one or NUTS where you can."
         )
     if not math.isfinite(judged.se):
@@ -215,6 +228,8 @@ def _advice(status: Status, judged: Plateau, steps: int, done: int) -> str:
         return f"The ELBO was still rising when the steps ran out ({judged}); run more steps."
     if judged.gain < -2 * judged.se:
         return f"The ELBO was falling when the steps ran out ({judged}); lower lr, or let a schedule do it."
+    if found:
+        return f"Not known to have converged when the steps ran out: {found}. Run more steps, or raise lr or particles."
     return f"The ELBO is too noisy to tell whether it still rises ({judged}); use more particles, more steps or a lower lr."
 
 

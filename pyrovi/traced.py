@@ -17,7 +17,7 @@ from pyrovi.graphs import Recorded
 from pyrovi.program import Program
 from pyrovi.recording import rerecord
 from pyrovi.starts import on_own_data
-from pyrovi.task import SCORED, Task
+from pyrovi.task import SCORED, Task, watched
 from pyrovi.updates import FlatOptimizer, clip_by_norm
 
 __all__ = ["Traced"]
@@ -65,6 +65,9 @@ class Traced:
         self._state = tuple(optimizer.init(self._flat))
         self._alive = torch.ones(self.fits, dtype=torch.bool)
         self._total = torch.zeros_like(self._flat)
+        starts = np.cumsum([0, *program.layout.sizes])
+        self._watched = np.concatenate([at + chosen for at, chosen in zip(starts, watched(program.layout.sizes), strict=False)])
+        self._factor = 1.0
         self._index = torch.zeros(1, dtype=torch.int64)
         self._noise = [torch.Generator().manual_seed(seed) for seed in task.seeds]
         self._rows = self._row_feeds()
@@ -239,12 +242,21 @@ class Traced:
         if rows:
             block.own[2][:, :count] = torch.stack(rows, 1)
         numbers = range(self.done, self.done + count)
-        shared = [[n + 1 for n in numbers], [self._task.settings["lr"] * self._task.factor(n) for n in numbers]]
+        shared = [[n + 1 for n in numbers], [self._rate_at(n) for n in numbers]]
         if self._kl is not None:
             shared.append([self._kl.at(n + 1) for n in numbers])
         for buffer, values in zip(block.shared, shared, strict=True):
             buffer[:count] = torch.tensor(values, dtype=buffer.dtype)
         self._at, self._until = 0, count
+
+    def _rate_at(self, step: int) -> float:
+        return float(self._task.settings["lr"] * self._task.factor(step) * self._factor)
+
+    def rate(self, factor: float) -> None:
+        self._factor = factor
+        rest = range(self.done, self.done + self._until - self._at)
+        if rest:  # of a block whose rates are there already
+            self._block.shared[1][self._at : self._until] = torch.tensor([self._rate_at(n) for n in rest], dtype=torch.float64)
 
     def _buffers(self, size: int | None) -> _Block:
         if size in self._blocks:
@@ -336,24 +348,28 @@ class Traced:
         self.averaged = 0
         self._total.zero_()
 
-    def _named(self, flat: torch.Tensor) -> list[Tensors]:
+    def sums(self) -> torch.Tensor:
+        return self._total.clone()
+
+    def watched(self) -> NDArray[np.float64]:
+        return self._total.numpy()[:, self._watched].astype(np.float64)
+
+    def named(self, flat: torch.Tensor) -> list[Tensors]:
         """By name; parameters that no loss depends on are where they started."""
         return [{**start, **self._program.layout.named(row)} for start, row in zip(self._task.starts, flat, strict=True)]
 
     def values(self) -> list[Tensors]:
-        return self._named(self._flat)
+        return self.named(self._flat)
 
     def means(self) -> list[Tensors]:
-        return self._named(self._total / self.averaged)
+        return self.named(self._total / self.averaged)
 
-    @torch.no_grad()
-    def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
-        flat = torch.stack([self._program.layout.flat(value) for value in values])
+    def _held_inputs(self, draws: int) -> Iterator[tuple[int | None, list[torch.Tensor]]]:
+        """What some steps need besides the parameters, by the seeds alone: the rows a step, and the arguments."""
         noise = [torch.Generator().manual_seed(seed) for seed in self._task.seeds]
-        feeds, out = self._row_feeds(), np.empty((self.fits, SCORED))
-        torch.manual_seed(self._task.seeds[0])  # for draws that are made inside the program
+        feeds = self._row_feeds()
         weight = [torch.tensor(self._kl.weight)] if self._kl is not None else []
-        for i in range(SCORED):
+        for _ in range(draws):
             rows = [torch.stack([next(feed) for feed in feeds])] if feeds else []
             size = rows[0].shape[1] if rows else None
             step = self._program.steps[size]
@@ -361,8 +377,28 @@ class Traced:
                 torch.stack([draw(n, generator=generator, dtype=step.dtype) for generator in noise])
                 for draw, n in ((torch.randn, step.normals), (torch.rand, step.uniforms))
             ]
-            _, loss = self._calls[size](flat, *self._arguments([*own, *rows], weight), *self._fixed[size])
-            out[:, i] = -loss.double().numpy()
+            yield size, self._arguments([*own, *rows], weight)
+
+    @torch.no_grad()
+    def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
+        flat = torch.stack([self._program.layout.flat(value) for value in values])
+        out = np.empty((self.fits, SCORED))
+        torch.manual_seed(self._task.seeds[0])  # for draws that are made inside the program
+        for i, (size, inputs) in enumerate(self._held_inputs(SCORED)):
+            out[:, i] = -self._calls[size](flat, *inputs, *self._fixed[size])[1].double().numpy()
+        return out
+
+    @torch.no_grad()
+    def pulls(self, points: torch.Tensor, draws: int) -> NDArray[np.float64]:
+        towards = (points - points[:4].mean(0)).double()
+        out = np.empty((self.fits, draws, len(points), len(points)))
+        state = torch.get_rng_state()
+        for i, (size, inputs) in enumerate(self._held_inputs(draws)):
+            for k, point in enumerate(points):
+                torch.manual_seed(self._task.seeds[0] + i)  # for draws that are made inside the program
+                gradient, _ = self._calls[size](point, *inputs, *self._fixed[size])
+                out[:, i, k] = torch.einsum("fp,kfp->fk", gradient.double(), towards).numpy()
+        torch.set_rng_state(state)
         return out
 
     def stand(self, fit: int) -> tuple[Any, Any, dict[str, Any]]:

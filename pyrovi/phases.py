@@ -1,0 +1,322 @@
+"""When has a fit converged? Phases at a fixed learning rate, each until the iterates' mean is known well enough, then half the rate.
+
+In a phase the parameters travel, and then wander about a point that lies off the optimum by about the rate. The rule looks at the
+last half, or more, of the phase, cut into four, and asks three things:
+
+- Are they still on their way? Split R-hat compares the four parts' means with the scatter within them (of block means, whose
+  noise is nearly independent). Where it exceeds what noise alone gives, the rule asks what the movement is worth: the nats of ELBO
+  that going on in its direction would gain, by the slope and curvature along it. A fit is on its way until either is small.
+- Is their mean known? The Monte Carlo error of the mean, in nats of ELBO: ½ tr(H Σ), with H the curvature and Σ the means'
+  covariance, both read off the gradients at the four parts' means under the same draws. So no scale of a parameter is asked for.
+- Is a lower rate worth its steps? From phase to phase the mean moves by half its remaining offset; what that movement is worth, a
+  symmetrised gap D'HD that is the symmetrised KL of the two phases' q where the family holds the posterior, foretells the gain of
+  the next halving. The rule stops where the gain over the tolerance is less than the next phase's steps over those done.
+
+The tolerance is 0.005 nats a latent scalar, the price of a mean that is off by a tenth of a posterior sd, and at least 0.01.
+
+References:
+    A framework for improving the reliability of black-box variational inference (Welandawe, Andersen, Vehtari & Huggins, 2024)
+    | https://arxiv.org/abs/2203.15945
+    Robust, accurate stochastic optimization for variational inference (Dhaka, Catalina, Andersen, Magnusson, Huggins & Vehtari,
+    2020) | https://arxiv.org/abs/2009.00666
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyrovi.stopping import plateau
+from pyrovi.task import Engine
+
+__all__ = ["Phase", "Phases", "r_hat", "r_hat_limit"]
+
+PARTS = 4
+"""Means that a window is compared by: a steady drift gives an R-hat of 4.6, a random walk one below 1.1 in two of a hundred."""
+
+BLOCKS = 16
+"""Block means of a part."""
+
+FIRST = 8
+"""Steps of a block at first; so the first look is at 512 steps."""
+
+SMALL = 1.1
+"""An R-hat that is small whatever the number of parameters."""
+
+CLEAR = 2.0
+"""An R-hat above which it is not worth asking, with many draws, what a movement is worth."""
+
+NOISE = 0.01
+"""The chance that noise alone takes one R-hat of all the parameters beyond the limit."""
+
+MONTE_CARLO = 0.25
+"""The share of the tolerance that the mean's Monte Carlo error may take."""
+
+LOWER = 0.5
+"""The factor on the rate from phase to phase."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase came to.
+
+    Attributes:
+        rate: Its learning rate, as a factor on the first.
+        first: The step before its first.
+        last: Its last step.
+        averaged: The iterates of its window, the last ones.
+        r_hat: The largest of any parameter, over the window.
+        mc_error: What the Monte Carlo error of the window's mean costs, in nats of ELBO.
+        moving: At most that many nats would be gained by going on in the direction of the window's movement; NaN where R-hat is
+            small enough not to ask.
+        gap: The symmetrised gap between this phase's mean and the last one's, in nats, Monte Carlo error included; NaN in the first.
+    """
+
+    rate: float
+    first: int
+    last: int
+    averaged: int
+    r_hat: float
+    mc_error: float
+    moving: float
+    gap: float
+
+
+class _Piece(NamedTuple):
+    """A stretch of a phase."""
+
+    steps: int
+    sums: torch.Tensor
+    """Of all parameters, shape `(fits, P)`."""
+    blocks: NDArray[np.float64]
+    """Block means of the watched parameters, shape `(BLOCKS, fits, watched)`."""
+
+
+def r_hat(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Split R-hat of block means, shape `(parts, blocks, …)`, by the last axes; 1 where nothing moves.
+
+    References:
+        Bayesian data analysis, third edition (Gelman et al., 2013), section 11.4 | https://sites.stat.columbia.edu/gelman/book/
+    """
+    count = blocks.shape[1]
+    within = blocks.var(axis=1, ddof=1).mean(0)
+    between = blocks.mean(1).var(axis=0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        squared = (count - 1) / count + between / within
+    return np.where(between == 0, 1.0, np.sqrt(squared))
+
+
+def r_hat_limit(parameters: int) -> float:
+    """The largest R-hat that independent block means of so many parameters give, but in one case of a hundred; at least 1.1.
+
+    Of block means that do not move, `between / within` is a chi-square of three degrees over three, times 1/16.
+    """
+    k = PARTS - 1
+    z = NormalDist().inv_cdf(1 - NOISE / max(1, parameters))
+    chi_square = k * (1 - 2 / (9 * k) + z * math.sqrt(2 / (9 * k))) ** 3  # Wilson & Hilferty's
+    return max(SMALL, math.sqrt((BLOCKS - 1) / BLOCKS + chi_square / k / BLOCKS))
+
+
+def tolerance(dimension: int) -> float:
+    """How many nats the rule counts as one step's worth of accuracy: 0.005 a latent scalar, at least 0.01."""
+    return max(0.01, 0.005 * dimension)
+
+
+class Phases:
+    """The rule at work: it is told of an engine's steps, lowers its rate, and says when all of its fits have converged.
+
+    `next` is the step at which it wants to be called.
+    """
+
+    def __init__(self, engine: Engine, dimension: int, begin: int = 0) -> None:
+        """
+        Args:
+            engine: What takes the steps.
+            dimension: Latent scalars of the model.
+            begin: The step before the first phase; until then the objective itself moves.
+        """
+        self._engine, self._tolerance, self._begin = engine, tolerance(dimension), begin
+        self._block, self._rate = FIRST, 1.0
+        self.phases: list[list[Phase]] = []
+        """By phase that has ended, by fit."""
+        self.converged = False
+        self._mean: torch.Tensor | None = None
+        self._averaged = 0
+        self._limit = 0.0
+        self._start_phase(begin)
+        self.next = begin or self._block
+
+    def _start_phase(self, at: int) -> None:
+        self._first, self._pieces, self._means = at, list[_Piece](), list[NDArray[np.float64]]()
+        self._settled = np.zeros(self._engine.fits, dtype=bool)
+        self._seen, self._ask_from = 0.0, 0
+        self._last: list[Phase] | None = None
+        self.next = at + self._block
+
+    def take(self, elbo: NDArray[np.float64]) -> bool:
+        """Look, at step `next`, and name the next one; True where every fit has converged.
+
+        Args:
+            elbo: The estimates so far, shape `(fits, steps)`.
+        """
+        engine = self._engine
+        if engine.done == self._begin:
+            engine.restart_average()
+            self.next = self._begin + self._block
+            return False
+        sums = engine.watched()
+        self._means.append((sums - self._seen) / self._block)
+        self._seen = sums
+        self.next += self._block
+        if len(self._means) < BLOCKS:
+            return False
+        self._pieces.append(_Piece(BLOCKS * self._block, engine.sums(), np.stack(self._means)))
+        self._means, self._seen = [], 0.0
+        engine.restart_average()
+        if len(self._pieces) < PARTS:
+            return False
+        over = self._look(elbo, fully=len(self._pieces) == 2 * PARTS or self._last is None)
+        if len(self._pieces) == 2 * PARTS:
+            self._pieces = [_joined(*pair) for pair in zip(self._pieces[::2], self._pieces[1::2], strict=True)]
+            self._block *= 2
+            self.next = engine.done + self._block
+        return over
+
+    def mean(self) -> tuple[torch.Tensor, int] | None:
+        """The mean of this phase's last iterates, or of the last phase's where this one is too young, shape `(fits, P)`."""
+        window = self._pieces[-PARTS:]
+        if len(window) < PARTS and self._mean is not None:
+            return self._mean, self._averaged
+        count = sum(piece.steps for piece in window)
+        return (_mean(window), count) if window else None
+
+    def record(self, fit: int) -> list[dict[str, Any]]:
+        """The phases that have ended, and the last look of the one that has not, as plain values."""
+        own = [phase[fit] for phase in self.phases] + ([self._last[fit]] if self._last is not None else [])
+        return [{k: v if isinstance(v, int) or math.isfinite(v) else None for k, v in asdict(phase).items()} for phase in own]
+
+    def why(self, fit: int) -> str:
+        """How it stands with a fit, in numbers."""
+        done = [phase[fit] for phase in self.phases] + ([self._last[fit]] if self._last is not None else [])
+        if not done:
+            return f"the first look is after {self._begin + PARTS * BLOCKS * FIRST} steps"
+        last, allowed = done[-1], self._limit
+        parts = [f"R-hat of the parameters {last.r_hat:.2f} over the last {last.averaged:,} steps (small below {allowed:.2f})"]
+        if math.isfinite(last.moving):
+            parts.append(f"at most {last.moving:.2g} nats to gain by going on as they went")
+        if math.isfinite(last.mc_error):
+            parts.append(f"Monte Carlo error of their mean {last.mc_error:.2g} nats")
+        if math.isfinite(last.gap):
+            parts.append(f"{0.5 * last.gap:.2g} nats between the last two phases' means")
+        return f"{'; '.join(parts)}; tolerance {self._tolerance:.2g} nats"
+
+    def _look(self, elbo: NDArray[np.float64], fully: bool) -> bool:
+        """Judge the last four pieces; a phase ends when each of its fits has been found settled once."""
+        engine, window = self._engine, self._pieces[-PARTS:]
+        steps = sum(piece.steps for piece in window)
+        found = r_hat(np.stack([piece.blocks for piece in window]))
+        self._limit = r_hat_limit(found.shape[-1])
+        worst = found.max(-1) if found.shape[-1] else np.ones(engine.fits)
+        flat, died = worst <= self._limit, np.array(engine.died)
+        wanting = ~died & ~self._settled
+        unknown = np.full(engine.fits, np.nan)
+        if engine.done < self._ask_from or not (fully or flat[wanting].any()):
+            self._note(window, worst, unknown, unknown, unknown)
+            return False
+        points = [piece.sums / piece.steps for piece in window]
+        draws = max(8, min(20, steps // 200))
+        pulls = engine.pulls(torch.stack(points + ([self._mean] if self._mean is not None else [])), draws)
+        mc_error, mc_se = _mean_se(np.einsum("fsii->fs", pulls[..., :PARTS, :PARTS]) / (2 * PARTS * (PARTS - 1)))
+        moving, needed = _worth(pulls, 0, PARTS - 1, self._tolerance)
+        known = np.abs(mc_error) + 2 * mc_se <= MONTE_CARLO * self._tolerance
+        asked = wanting & known & ~flat & (moving > self._tolerance) & (worst < CLEAR) & (needed <= steps / 10)
+        if asked.any():
+            again = engine.pulls(torch.stack([points[0], points[-1]]), int(np.ceil(needed[asked].max())))
+            more, _ = _worth(again, 0, 1, self._tolerance)
+            moving = np.where(asked, more, moving)
+        rising = np.array([_rises(row[engine.done - steps : engine.done], self._tolerance) for row in elbo])
+        self._settled |= known & (flat | (moving <= self._tolerance)) & ~rising
+        gap = unknown
+        if self._mean is not None:
+            gap = (pulls[..., PARTS, PARTS] - pulls[..., :PARTS, PARTS].mean(-1)).mean(-1)
+        self._note(window, worst, mc_error, np.where(flat, np.nan, moving), gap)
+        if (self._settled | died).all():
+            return self._end_phase(window, died)
+        if flat[wanting].all():  # its error falls with the steps: ask again when it will do
+            short = float((np.abs(mc_error) + 2 * mc_se)[wanting].max() / (MONTE_CARLO * self._tolerance))
+            if math.isfinite(short) and short > 1:
+                self._ask_from = engine.done + int(steps * min(short - 1, 1.0))
+        return False
+
+    def _note(self, window: list[_Piece], *columns: NDArray[np.float64]) -> None:
+        steps = sum(piece.steps for piece in window)
+        self._last = [
+            Phase(self._rate, self._first, self._engine.done, steps, *map(float, row)) for row in zip(*columns, strict=True)
+        ]
+
+    def _end_phase(self, window: list[_Piece], died: NDArray[np.bool_]) -> bool:
+        engine, steps = self._engine, sum(piece.steps for piece in window)
+        self._mean, self._averaged = _mean(window), steps
+        before = self.phases[-1] if self.phases else None
+        assert self._last is not None
+        self.phases.append(self._last)
+        if before is not None:
+            now = self._last
+            noise = np.array([2 * (a.mc_error + b.mc_error) for a, b in zip(now, before, strict=True)])
+            offset = np.maximum(0.0, np.array([phase.gap for phase in now]) - noise)
+            # The offset falls with the rate: half the gap remains, of which the next halving takes three quarters.
+            gain = 0.5 * (1 - LOWER**2) * offset
+            if not (gain * (engine.done - self._begin) > self._tolerance * steps)[~died].any():
+                self._last, self.converged = None, True
+                return True
+        self._rate *= LOWER
+        engine.rate(self._rate)
+        self._block = max(FIRST, self._block // 2)
+        self._start_phase(engine.done)
+        return False
+
+
+def _joined(a: _Piece, b: _Piece) -> _Piece:
+    both = np.concatenate([a.blocks, b.blocks])
+    return _Piece(a.steps + b.steps, a.sums + b.sums, (both[::2] + both[1::2]) / 2)
+
+
+def _mean(pieces: list[_Piece]) -> torch.Tensor:
+    total = pieces[0].sums.clone()
+    for piece in pieces[1:]:
+        total += piece.sums
+    return total / sum(piece.steps for piece in pieces)
+
+
+def _mean_se(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return values.mean(-1), values.std(-1, ddof=1) / math.sqrt(values.shape[-1])
+
+
+def _worth(pulls: NDArray[np.float64], start: int, end: int, wanted: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What going on from point `start` through point `end` can gain, at most: ½ slope² / curvature, two standard errors allowed for.
+
+    Returns:
+        The nats, by fit, infinite where the loss does not curve upwards; and how many draws would take the allowance below
+        half of `wanted`.
+    """
+    slope = pulls[..., end, end] - pulls[..., end, start]
+    curvature = (slope - pulls[..., start, end] + pulls[..., start, start]).mean(-1)
+    mean, se = _mean_se(slope)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = 0.5 * (np.abs(mean) + 2 * se) ** 2 / curvature
+        needed = 4 * se**2 * slope.shape[-1] / (curvature * wanted)
+    still = np.abs(slope).max(-1) == 0
+    bad = ~(curvature > 0) | ~np.isfinite(gain)
+    return np.where(still, 0.0, np.where(bad, np.inf, gain)), np.where(bad, np.inf, np.maximum(needed, 20))
+
+
+def _rises(elbo: NDArray[np.float64], least: float) -> bool:
+    """Whether the ELBO rises beyond doubt, and by more than `least` nats, from a window's first half to its second."""
+    found = plateau(elbo, 1)
+    return bool(found.gain > max(3 * found.se, least))
