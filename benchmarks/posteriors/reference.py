@@ -4,8 +4,8 @@
 
 NUTS is NumPyro's in float64, four chains, on the model's twin, whose log density is first shown to be the Pyro model's at random
 points. It starts at the mode, whitened by the Hessian there, where there is a mode; sites named `not_centred` are sampled so and
-reported as written. A run is kept only when r_hat < 1.01, no transition diverges, and every scalar has bulk and tail ess > 2,000,
-so that its mean is known to 0.02 sd and its sd to 2%.
+reported as written. A run is kept only when r_hat < 1.01, no transition diverges, every scalar has bulk and tail ess > 2,000, and
+the Monte Carlo errors of all means and sds are under 0.025 sd.
 """
 
 from __future__ import annotations
@@ -36,24 +36,18 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from scipy.optimize import minimize
 
-from posteriors import FILES, MODELS, Posterior, twins_hierarchies, twins_mixtures, twins_regressions, twins_series
+from posteriors import FILES, MODELS, Posterior
+from posteriors.twins import TWINS
 
 numpyro.enable_x64()
 numpyro.enable_validation(False)
 pyro.enable_validation(False)
 torch.set_default_dtype(torch.float64)
 
-TWINS = {
-    name: getattr(module, name)
-    for module in (twins_regressions, twins_series, twins_mixtures, twins_hierarchies)
-    for name in MODELS
-    if hasattr(module, name)
-}
-
 NO_MODE = ("cancer", "star98_districts", "elnino", "fertility", "china_smoking")
 """Centred hierarchies whose data speak for the centred form: their joint density has its maximum where a scale is 0."""
 
-LEAST_ESS = 2_000
+LEAST_ESS, MOST_ERROR = 2_000, 0.025
 
 
 def agreement(m: Posterior, points: list[dict[str, np.ndarray]]) -> float:
@@ -165,7 +159,7 @@ def reference(m: Posterior, draws: int, warmup: int = 2_000, chains: int = 4, ta
         return True
     names = site_names(m)
     draws_by_site, dimension, divergences, steps = nuts(m, draws, warmup, chains, target, seed)
-    sites, r_hat, bulk, tail = {}, 0.0, np.inf, np.inf
+    sites, r_hat, bulk, tail, of_mean, of_sd = {}, 0.0, np.inf, np.inf, 0.0, 0.0
     for name in names:
         x = np.array(draws_by_site[name])
         mean, sd = x.mean((0, 1)), x.std((0, 1))
@@ -174,6 +168,8 @@ def reference(m: Posterior, draws: int, warmup: int = 2_000, chains: int = 4, ta
         for scalar in x.reshape(*x.shape[:2], -1).transpose(2, 0, 1)[sd.ravel() > 0]:
             r_hat = max(r_hat, float(az.rhat(scalar)))
             bulk, tail = min(bulk, float(az.ess(scalar, method="bulk"))), min(tail, float(az.ess(scalar, method="tail")))
+            of_mean = max(of_mean, float(az.ess(scalar, method="mean")) ** -0.5)
+            of_sd = max(of_sd, error_of_sd(scalar))
     diagnostics = {
         "method": f"NumPyro {numpyro.__version__} NUTS, float64, {chains} chains of {draws:,} draws after {warmup:,}, seed {seed}",
         "not_centred": list(m.not_centred),
@@ -181,17 +177,31 @@ def reference(m: Posterior, draws: int, warmup: int = 2_000, chains: int = 4, ta
         "r_hat": round(r_hat, 5),
         "ess_bulk": round(bulk),
         "ess_tail": round(tail),
+        "mcse_mean": round(of_mean, 4),
+        "mcse_sd": round(of_sd, 4),
         "divergences": divergences,
         "agreement": agreement(
             m, [{name: np.array(draws_by_site[name][0, i]) for name in names} for i in range(0, draws, draws // 10)]
         ),
     }
-    clean = r_hat < 1.01 and min(bulk, tail) > LEAST_ESS and divergences == 0 and diagnostics["agreement"] < 1e-8
+    clean = (
+        r_hat < 1.01
+        and min(bulk, tail) > LEAST_ESS
+        and divergences == 0
+        and diagnostics["agreement"] < 1e-8
+        and max(of_mean, of_sd) < MOST_ERROR
+    )
     seconds = time.process_time() - began
     print(f"{m.name:<24} {'clean' if clean else 'NOT CLEAN'} {seconds:.0f} s, {steps:.0f} leapfrogs", diagnostics, flush=True)
     if clean:
         write(m, sites, diagnostics)
     return clean
+
+
+def error_of_sd(x: np.ndarray) -> float:
+    """The Monte Carlo standard error of an sd, relative, by the delta method."""
+    square = (x - x.mean()) ** 2
+    return float(square.std() / (2 * square.mean()) / az.ess(square, method="mean") ** 0.5)
 
 
 def site_names(m: Posterior) -> list[str]:

@@ -1,0 +1,8 @@
+"""Every model's twin in NumPyro, by name."""
+
+from posteriors import MODELS, twins_hierarchies, twins_mixtures, twins_regressions, twins_series
+
+__all__ = ["TWINS"]
+
+MODULES = (twins_regressions, twins_series, twins_mixtures, twins_hierarchies)
+TWINS = {name: getattr(module, name) for module in MODULES for name in MODELS if hasattr(module, name)}
