@@ -4,27 +4,32 @@
 """
 
 from pyrovi import data
+from pyrovi._check import check
 from pyrovi._compare import compare
-from pyrovi._exact import ExactPosterior
+from pyrovi._exact import ExactPosterior, exact
 from pyrovi._fit import fit
 from pyrovi._fit_many import fit_many
 from pyrovi._report import report
 from pyrovi.catalog import Recipe, recipe, recipes
 from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError
+from pyrovi.estimate import Estimate
 from pyrovi.fits import Fits
-from pyrovi.result import Estimate, Fit, Status
+from pyrovi.result import Fit, Status
 from pyrovi.runs import load
 from pyrovi.svi import Step
+from pyrovi.verdict import Evidence, Level, Verdict
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DataError",
     "Estimate",
+    "Evidence",
     "ExactPosterior",
     "Fit",
     "Fits",
     "GuideError",
+    "Level",
     "ModelError",
     "PyroviError",
     "Recipe",
@@ -32,8 +37,11 @@ __all__ = [
     "SettingsError",
     "Status",
     "Step",
+    "Verdict",
+    "check",
     "compare",
     "data",
+    "exact",
     "fit",
     "fit_many",
     "load",

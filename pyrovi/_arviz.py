@@ -78,11 +78,12 @@ def summary(data: Any, **options: Any) -> pd.DataFrame:
 def psis(log_ratio: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
     """Pareto smoothed importance sampling: normalised log weights and the shape k-hat, given log p - log q of 25 draws or more."""
     ratio = np.ravel(log_ratio).astype(np.float64)
-    if ARVIZ_1:
-        from arviz_stats.base import array_stats
+    with np.errstate(all="ignore"):  # the fit of the tail tries shapes that overflow
+        if ARVIZ_1:
+            from arviz_stats.base import array_stats
 
-        log_weights, k = array_stats.psislw(-ratio)  # 1.x takes the negated log ratio
-    else:
-        log_weights, k = arviz().psislw(ratio)
+            log_weights, k = array_stats.psislw(-ratio)  # 1.x takes the negated log ratio
+        else:
+            log_weights, k = arviz().psislw(ratio)
     log_weights = np.asarray(log_weights)
     return log_weights - np.logaddexp.reduce(log_weights), float(k)

@@ -23,13 +23,18 @@ from pyrovi import _arviz
 from pyrovi.errors import SettingsError
 from pyrovi.estimate import Estimate
 
-__all__ = ["Weights", "log_evidence", "resample", "threshold", "weigh"]
+__all__ = ["Weights", "beyond_doubt", "log_evidence", "resample", "threshold", "weigh"]
 
 FEWEST = 25
 """Draws below which no tail can be fitted: it is a fifth of them, and ArviZ asks for five."""
 
-CONSTANT = 1e-9
-"""Log ratios that differ by less than this, relative to their size, differ by rounding."""
+CONSTANT = 1e-3
+"""Where the largest log ratio is so little above the median, no weight is worth more than a thousandth above its share, and what
+tail is left is that of rounding."""
+
+CERTAIN, FEW = 1, 50_000
+"""The standard errors by which k-hat has to be below the threshold, and the draws below which it takes twice as many: k-hat rises
+with the number of draws, and with few it is too low as well as noisy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class Weights:
 
     Attributes:
         log_weights: `(n,)`, summing to 1 when exponentiated; -inf of a draw whose ratio was not finite.
-        khat: The Pareto shape; -inf where the ratio is the same for all draws, inf where no tail can be fitted.
+        khat: The Pareto shape; -inf where the ratio is all but the same for all draws, inf where no tail can be fitted.
         khat_se: Its standard error, (1 + k)/√m for a tail of m draws.
         ess: 1/Σw², the effective number of draws; 0 where no ratio was finite.
         draws: n.
@@ -65,10 +70,22 @@ class Weights:
 
     @property
     def good(self) -> bool | None:
-        """Whether k-hat is below the threshold, by two standard errors; None where these leave it open."""
-        if self.khat + 2 * self.khat_se < self.threshold:
-            return True
-        return False if self.khat - 2 * self.khat_se > self.threshold or not self.khat < math.inf else None
+        """Whether k-hat is below the threshold beyond doubt; None where its standard error leaves that open."""
+        return beyond_doubt(self.khat, self.khat_se, self.draws)
+
+
+def beyond_doubt(khat: float, se: float, draws: int) -> bool | None:
+    """Whether a k-hat is below the threshold for so many draws (True), above (False), or neither beyond doubt (None).
+
+    >>> beyond_doubt(0.6, 0.05, 100_000), beyond_doubt(0.6, 0.1, 10_000), beyond_doubt(0.9, 0.05, 100_000)
+    (True, None, False)
+    """
+    if not khat < math.inf:
+        return False
+    margin = (CERTAIN if draws >= FEW else 2 * CERTAIN) * se
+    if khat + margin < threshold(draws):
+        return True
+    return False if khat - 2 * CERTAIN * se > threshold(draws) else None
 
 
 def threshold(draws: int) -> float:
@@ -96,7 +113,7 @@ def weigh(log_ratio: ArrayLike) -> Weights:
     total = np.logaddexp.reduce(ratio)
     log_weights, log_mean = ratio - total, float(total - math.log(n))
     tail = math.ceil(min(n / 5, 3 * math.sqrt(n)))
-    if finite.all() and largest - ratio.min() <= CONSTANT * max(1.0, abs(largest)):
+    if finite.all() and largest - np.median(ratio) <= CONSTANT:
         return Weights(log_weights, -math.inf, 0.0, _ess(log_weights), n, log_mean)
     body = np.argpartition(ratio, n - tail - 1)[n - tail - 1]
     if n < FEWEST or ratio[body] == -np.inf or np.partition(ratio, n - tail)[n - tail] == largest:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from pyrovi.estimate import Estimate
-from pyrovi.importance import threshold
+from pyrovi.importance import beyond_doubt, threshold
 
 __all__ = ["MEAN_TOLERANCE", "SD_TOLERANCE", "Evidence", "Level", "Verdict", "judge"]
 
@@ -68,7 +68,7 @@ class Evidence:
         restarts: Dispersed restarts that found a Gaussian.
         rhat: R-hat over restarts, of the Gaussians found; the largest,
         rhat_worst: and whose.
-        missed: The share of the posterior, at least, that modes hold which q does not visit,
+        missed: The share of the posterior, at least, in parts that restarts found and q does not visit,
         missed_where: and the variables by which they differ.
         switched: Whether they differ by the labels alone.
         untested: Why there were no restarts.
@@ -116,12 +116,8 @@ class Evidence:
 
     @property
     def weights_good(self) -> bool | None:
-        """Whether k-hat is below the threshold by two standard errors; None where these leave it open, or it was not measured."""
-        if self.khat is None or math.isnan(self.khat):
-            return None
-        if self.khat + 2 * self.khat_se < self.threshold:
-            return True
-        return False if not self.khat < math.inf or self.khat - 2 * self.khat_se > self.threshold else None
+        """Whether k-hat is below the threshold beyond doubt; None where its error leaves that open, or it was not measured."""
+        return None if self.khat is None or math.isnan(self.khat) else beyond_doubt(self.khat, self.khat_se, self.draws)
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,7 +189,7 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
     doubts = _doubts(e)
     if e.missed and not e.exact and not e.switched:
         return climb, [
-            f"restarts found a mode that q does not visit, with at least {_share(e.missed)} of the posterior ({e.missed_where})"
+            f"q does not visit a part of the posterior, at least {_share(e.missed)} of it, which lies off in {e.missed_where}"
         ]
     if e.exact and not doubts:
         return Level.trust, ["q agrees with the exact posterior"]
@@ -223,9 +219,9 @@ def _doubts(e: Evidence) -> list[str]:
             off = f"{error.value:.2f}{unit}" if unit else f"{error.value:.0%}"
             certain = error.value - 2 * error.se > tolerance
             doubts.append(
-                f"q and {against} differ: a {what} by {off} ({worst})"
+                f"q and {against} differ: {what} of {worst} by {off}"
                 if certain
-                else f"whether a {what} is off is not known ({worst}: {off}, give or take {2 * error.se:.2g})"
+                else f"whether the {what} of {worst} is off is not known ({off}, give or take {2 * error.se:.2g})"
             )
     if e.finite < 1:
         doubts.append(f"{_share(1 - e.finite)} of q's draws have no finite density under the model")
@@ -260,7 +256,7 @@ def _close(e: Evidence) -> str:
 def _khat(e: Evidence) -> str:
     assert e.khat is not None
     if e.khat == -math.inf:
-        return "the importance ratio is constant"
+        return "the importance ratio is constant to a thousandth"
     return f"k-hat {e.khat:.2f} ± {e.khat_se:.2f}" if math.isfinite(e.khat) else "k-hat could not be estimated"
 
 
@@ -278,9 +274,9 @@ def _distance(e: Evidence) -> str:
     if e.kl is None or e.log_evidence is None or e.elbo is None:
         return ""
     how = "exact" if e.exact else "by importance sampling"
-    evidence = f"{e.log_evidence.value:,.3f}" if e.exact else str(e.log_evidence)
-    bound = f" No mean is off by more than {e.mean_bound:.2f} sd of q." if e.mean_bound is not None and e.mean_bound < 10 else ""
-    return f"How far? KL(q‖p) {e.kl} nats: log evidence {evidence} ({how}), ELBO {e.elbo}.{bound}"
+    evidence = f"{e.log_evidence.value:,.3f}" if e.exact else _nats(e.log_evidence)
+    bound = f" No mean is off by more than {e.mean_bound:.2g} sd of q." if e.mean_bound is not None and e.mean_bound < 10 else ""
+    return f"How far? KL(q‖p) {_nats(e.kl)} nats: log evidence {evidence} ({how}), ELBO {_nats(e.elbo)}.{bound}"
 
 
 def _restarts(e: Evidence) -> str:
@@ -291,15 +287,20 @@ def _restarts(e: Evidence) -> str:
     if not e.restarts:
         return ""
     rhat = f"; R-hat over restarts up to {e.rhat:.2f} ({e.rhat_worst})" if e.rhat is not None else ""
-    found = "no mode that q does not visit"
+    found = "no part of the posterior that q does not visit"
     if e.missed:
         alike = "label switching" if e.switched else f"in {e.missed_where}"
-        found = f"modes that q does not visit, with at least {_share(e.missed)} of the posterior ({alike})"
+        found = f"parts of the posterior that q does not visit, at least {_share(e.missed)} of it ({alike})"
     return f"Same answer again? {e.restarts} dispersed restarts found {found}{rhat}."
 
 
 def _next(e: Evidence) -> str:
     return f'Next: guide="{e.richer}".' if e.richer else "Next: pyrovi.nuts(model, data)."
+
+
+def _nats(e: Estimate) -> str:
+    """To a ten thousandth at most: what is less is rounding."""
+    return str(Estimate(e.value, max(e.se, 1e-4)) if math.isfinite(e.value) else e)
 
 
 def _share(x: float) -> str:
