@@ -4,9 +4,9 @@
     python benchmarks/no_settings.py --page         only the page, from what was measured earlier
 
 Each posterior is fitted by `pyrovi.fit(model, data=data)` on one core. Seconds are the processor's, of this process and of the
-compilers it starts, until `fit` returns, in a process that has fitted another model before; the first fit of a model compiles where that
-pays. The fit's draws are set beside a long NUTS run's means and sds (`posteriors`). It is right when every mean is within 0.1 sd and
-every sd within 10%, and vouched for when its level is `trust` or `reweight`.
+compilers it starts, until `fit` returns, in a process that has fitted another model before; the first fit of a model compiles where
+that pays. The fit's draws are set beside a long NUTS run's means and sds (`posteriors`). It is right when every mean is within
+0.1 sd and every sd within 10%, and vouched for when its level is `trust` or `reweight`.
 """
 
 from __future__ import annotations

@@ -119,6 +119,7 @@ NOT_CENTRED = {
     "eight_schools_centred": ("theta",),
     "diabetes_by_age": ("intercept",),
     "digits": ("coef",),
+    "china_smoking": ("b",),
 }
 
 MODELS = {

@@ -30,13 +30,13 @@ def inflation_arma(y):
 
 
 def bills_garch(y):
-    """Quarterly changes of the Treasury bill rate, GARCH(1, 1); the weights of constant, shock and memory are on a simplex."""
+    """Quarterly changes of the Treasury bill rate, GARCH(1, 1); the shares of shock, memory and the rest are on a simplex."""
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    variance = pyro.sample("variance", dist.HalfCauchy(1.0))
+    omega = pyro.sample("omega", dist.HalfNormal(1.0))
     share = pyro.sample("share", dist.Dirichlet(torch.ones(3).to(y)))
-    h = [variance]
+    h = [y.var()]
     for t in range(1, len(y)):
-        h.append(share[0] * variance + share[1] * (y[t - 1] - mu) ** 2 + share[2] * h[-1])
+        h.append(omega + share[0] * (y[t - 1] - mu) ** 2 + share[1] * h[-1])
     with pyro.plate("quarter", len(y)):
         pyro.sample("y", dist.Normal(mu, torch.stack(h).sqrt()), obs=y)
 

@@ -33,16 +33,16 @@ def inflation_arma(y):
 
 def bills_garch(y):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
-    variance = numpyro.sample("variance", dist.HalfCauchy(1.0))
+    omega = numpyro.sample("omega", dist.HalfNormal(1.0))
     share = numpyro.sample("share", dist.Dirichlet(jnp.ones(3)))
 
     def step(h, last):
-        h = share[0] * variance + share[1] * (last - mu) ** 2 + share[2] * h
+        h = omega + share[0] * (last - mu) ** 2 + share[1] * h
         return h, h
 
-    _, h = jax.lax.scan(step, variance, y[:-1])
+    _, h = jax.lax.scan(step, y.var(ddof=1), y[:-1])
     with numpyro.plate("quarter", len(y)):
-        numpyro.sample("y", dist.Normal(mu, jnp.sqrt(jnp.concatenate([variance[None], h]))), obs=y)
+        numpyro.sample("y", dist.Normal(mu, jnp.sqrt(jnp.concatenate([y.var(ddof=1)[None], h]))), obs=y)
 
 
 def bills_volatility(y):
