@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test test-all lint types wheel wheel-file recipes bench clean
+.PHONY: setup demo test test-all lint types wheel wheel-file recipes bench bench-accuracy clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +44,9 @@ recipes: setup
 
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/bench.py
+
+bench-accuracy: $(VENV)/.peers
+	$(BIN)/python benchmarks/no_settings.py
 
 $(VENV)/.peers: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'

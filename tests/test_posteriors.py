@@ -1,0 +1,181 @@
+"""Real posteriors with references: the models prepare, the references are clean, the score and the page say what they should."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pyrovi._isolation import isolated
+from pyrovi.preflight import prepare
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+NAMES = sorted(path.stem for path in (BENCHMARKS / "posteriors" / "files").glob("*.npz"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    """The folder on the path, as for a script in it, and what is imported from there forgotten afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
+                del sys.modules[name]
+
+
+@pytest.fixture
+def models():
+    from posteriors import MODELS
+
+    return MODELS
+
+
+@pytest.fixture
+def page():
+    import no_settings
+
+    return no_settings
+
+
+def test_every_posterior_has_its_files(models):
+    assert sorted(models) == NAMES
+    assert all(m.reference() for m in models.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_prepares_and_its_reference_has_its_latents_and_their_shapes(models, name):
+    m = models[name]
+    if name == "wine":
+        pytest.skip("its discrete latent has to be enumerated")
+    with isolated(seed=0, validate=False):
+        problem = prepare(m.model, "delta", m.data(), dtype=torch.float64, device=torch.device("cpu"))
+        shapes = {site: tuple(value.shape) for site, value in problem.guide(**problem.data).items()}
+    reference = m.reference()
+    assert {site: r.mean.shape for site, r in reference.items()} == shapes
+    assert all(np.isfinite(r.mean).all() and np.isfinite(r.sd).all() and (r.sd >= 0).all() for r in reference.values())
+    assert all((r.sd > 0).any() for r in reference.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_is_of_a_clean_run(models, name):
+    """Means known to 0.025 sd and sds to 2.5%, a quarter of what a fit may be off; densities that agree to rounding."""
+    found = models[name].diagnostics()
+    if found["method"] == "exact":
+        return
+    assert found["r_hat"] < 1.01
+    assert found["divergences"] == 0
+    assert min(found["ess_bulk"], found["ess_tail"]) > 2_000
+    assert max(found["mcse_mean"], found["mcse_sd"]) < 0.025
+    assert found["agreement"] < 1e-8
+
+
+def test_the_set_has_every_kind_that_a_user_brings(models):
+    kinds = " ".join(m.kind for m in models.values())
+    wanted = [
+        "linear",
+        "logistic",
+        "Poisson",
+        "negative",
+        "ordered",
+        "robust",
+        "AR",
+        "ARMA",
+        "GARCH",
+        "mixture",
+        "change",
+        "Markov",
+        "Gaussian",
+    ]
+    assert [word for word in wanted if word not in kinds] == []
+    hierarchical = [m for m in models.values() if any(word in m.kind for word in ("centred", "item"))]
+    assert sum(m.diagnostics()["dimension"] >= 20 for m in hierarchical) >= 8
+    assert sum("not centred" in m.kind for m in hierarchical) >= 2
+
+
+def test_the_data_are_those_of_their_sources(models):
+    pytest.importorskip("statsmodels", reason="statsmodels ships the data: pip install 'pyrovi[bench]'")
+    pytest.importorskip("sklearn")
+    from posteriors import sources
+
+    for name, m in models.items():
+        kept, fresh = m.data(), sources.SOURCES.get(name, getattr(sources, name, None))()
+        assert set(kept) == set(fresh)
+        for key, value in kept.items():
+            np.testing.assert_array_equal(value, fresh[key])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_twin_in_numpyro_has_the_same_log_density(models, name):
+    pytest.importorskip("numpyro", reason="the peers: pip install 'pyrovi[bench]'")
+    from posteriors import reference
+
+    assert reference.agreement(models[name], reference.near_zero(models[name])) < 1e-8
+
+
+def test_longley_is_solved_exactly(models):
+    """The same posterior from the normal equations, scaled and solved in extended precision."""
+    m = models["longley"]
+    data, reference = m.data(), m.reference()
+    x = np.column_stack([np.ones(16), data["x"]]).astype(np.longdouble)
+    unit = np.abs(x).max(0)
+    precision = (x / unit).T @ (x / unit) + np.diag(1 / (1e5 * unit) ** 2)
+    right = (x / unit).T @ data["y"]
+    mean = np.linalg.solve(precision.astype(float), right.astype(float))
+    for _ in range(3):  # refined by its residual in extended precision
+        mean = mean + np.linalg.solve(precision.astype(float), (right - precision @ mean).astype(float))
+    b = 0.01 + (data["y"] @ data["y"] - mean @ right) / 2
+    assert float((0.01 + 8) / b) == pytest.approx(float(reference["precision"].mean), rel=1e-6)
+    np.testing.assert_allclose(mean / unit, np.r_[reference["intercept"].mean, reference["coef"].mean], rtol=1e-6)
+
+
+def test_a_score_is_the_largest_error_and_leaves_constants_out():
+    from posteriors import Reference
+    from posteriors.score import score
+
+    reference = {"a": Reference(np.array(1.0), np.array(2.0)), "l": Reference(np.array([1.0, 0.0]), np.array([0.0, 1.0]))}
+    unit = np.array([-1.0, 1.0])
+    draws = {"a": 1.1 + 2 * unit, "l": np.stack([np.ones(2), 0.95 * unit], 1)}
+    found = score(draws, reference)
+    assert found.right
+    assert (found.error, found.low, found.high, found.worst) == pytest.approx((0.05, 0.95, 1.0, "l"))
+    assert not score({**draws, "a": 1.3 + 2 * unit}, reference).right
+    assert not score({**draws, "a": 1 + 2.3 * unit}, reference).right
+    assert not score({**draws, "a": np.array([np.nan, 1.0])}, reference).right
+
+
+def test_the_page_counts_what_is_vouched_for_and_wrong(page):
+    good = {"seed": 0, "seconds": 1.0, "error": 0.01, "low": 0.99, "high": 1.01, "vouched": True, "level": "trust"}
+    wrong = {**good, "error": 0.5, "seconds": 5.0}
+    failed = {"seed": 2, "seconds": 0.5, "failed": "ModelError: it"}
+    assert page.totals({"a": [good, wrong, failed], "b": [{**good, "vouched": False}]}) == {
+        "right": "2 of 4 (50%)",
+        "right and vouched for": "1 of 4 (25%)",
+        "vouched for and wrong": "1",
+        "median": "1.0 s",
+        "largest": "5.0 s",
+    }
+    peers = {"a": {"P": {**wrong, "khat": 0.5}}, "b": {"P": {**wrong, "khat": 0.9}}, "c": {"P": {"failed": "it"}}}
+    assert page.peer_totals(peers) == [["P", "0 of 3 (0%)", "1", "1", "5.0 s"]]
+
+
+@pytest.mark.parametrize("name", ["spector", "eight_schools", "nile_change"])
+def test_a_fit_without_settings_is_right_and_vouched_for(page, name):
+    row = page.one(name, 0, {})
+    assert row.get("right"), page.line(row)
+    assert row["vouched"], page.line(row)
+
+
+@pytest.mark.slow
+def test_no_fit_without_settings_is_vouched_for_and_wrong_and_most_are_right(page, models):
+    """95% right and vouched for, none vouched for and wrong; a seed each."""
+    rows = {name: [page.one(name, 0, {})] for name in models}
+    misled = [name for name, (row,) in rows.items() if row.get("vouched") and not page.right(row)]
+    good = [name for name, (row,) in rows.items() if row.get("vouched") and page.right(row)]
+    assert misled == []
+    assert len(good) >= 0.95 * len(rows), sorted(set(rows) - set(good))
