@@ -9,6 +9,7 @@ from pyrovi._compare import compare
 from pyrovi._exact import ExactPosterior, exact
 from pyrovi._fit import fit
 from pyrovi._fit_many import fit_many
+from pyrovi._loo import Loo, loo
 from pyrovi._report import report
 from pyrovi.catalog import Recipe, recipe, recipes
 from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError
@@ -30,6 +31,7 @@ __all__ = [
     "Fits",
     "GuideError",
     "Level",
+    "Loo",
     "ModelError",
     "PyroviError",
     "Recipe",
@@ -45,6 +47,7 @@ __all__ = [
     "fit",
     "fit_many",
     "load",
+    "loo",
     "recipe",
     "recipes",
     "report",

@@ -28,8 +28,8 @@ __all__ = ["Weights", "beyond_doubt", "log_evidence", "resample", "threshold", "
 FEWEST = 25
 """Draws below which no tail can be fitted: it is a fifth of them, and ArviZ asks for five."""
 
-CONSTANT = 1e-3
-"""Where the largest log ratio is so little above the median, no weight is worth more than a thousandth above its share, and what
+CONSTANT = 1e-2
+"""Where the largest log ratio is so little above the median, no weight is worth more than a hundredth above its share, and what
 tail is left is that of rounding."""
 
 CERTAIN, FEW = 1, 50_000

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pyrovi.linear_response import LinearResponse
+    from pyrovi.verdict import Verdict
 
 __all__ = ["Estimate", "Fit", "Status"]
 
@@ -225,6 +226,29 @@ class Fit:
         from pyrovi.linear_response import linear_response
 
         return linear_response(self)
+
+    def check(self, exact: Any = None, **options: Any) -> Verdict:
+        """Whether to trust this fit, and why: `pyrovi.check`, whose arguments these are."""
+        from pyrovi._check import check
+
+        return check(self, exact, **options)
+
+    def importance_resample(self, n: int = 1_000, *, seed: int | None = None) -> Tensors:
+        """Draws of all sites from the posterior as importance weights mend q: by name, a `(n, *site_shape)` tensor, unweighted.
+
+        Five times as many draws from q, 50,000 at least, are weighted by p/q, Pareto smoothed, and drawn again so that each comes
+        about as often as its weight says. It is what `check`'s level `reweight` asks for.
+
+        Args:
+            n: The number of draws. With fewer effective ones some come several times, which a warning says.
+            seed: The fit's own seed when None.
+
+        Raises:
+            PyroviError: k-hat is above its threshold, so that weights cannot mend q, or q is a point. Where it may be, a warning.
+        """
+        from pyrovi._resample import importance_resample
+
+        return importance_resample(self, n, seed)
 
     def to_arviz(
         self,

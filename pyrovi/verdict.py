@@ -256,7 +256,7 @@ def _close(e: Evidence) -> str:
 def _khat(e: Evidence) -> str:
     assert e.khat is not None
     if e.khat == -math.inf:
-        return "the importance ratio is constant to a thousandth"
+        return "the importance ratio is constant to a hundredth"
     return f"k-hat {e.khat:.2f} ± {e.khat_se:.2f}" if math.isfinite(e.khat) else "k-hat could not be estimated"
 
 
