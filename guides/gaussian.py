@@ -20,10 +20,10 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer.autoguide import AutoContinuous, init_to_feasible
 
 from pyrovi._typing import Tensors
 from pyrovi.errors import GuideError, nearest
+from pyrovi.guides.coordinates import AutoCoordinates
 
 __all__ = ["FAMILIES", "HELD", "AutoWhitened", "initial", "place", "starts_full", "triangular"]
 
@@ -123,7 +123,7 @@ def _solve(lower: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.linalg.solve_triangular(lower, y[..., None], upper=False)[..., 0]
 
 
-class AutoWhitened(AutoContinuous):  # type: ignore[misc]
+class AutoWhitened(AutoCoordinates):
     """A Gaussian over all latents together, in coordinates in which the posterior is about standard.
 
     Under SVI the coordinates are those of Pathfinder's best Gaussian (`pyrovi.pathfinder`), where q also starts. That takes a model
@@ -135,7 +135,7 @@ class AutoWhitened(AutoContinuous):  # type: ignore[misc]
         skew: Whether each whitened coordinate has a skewness and a tail weight of its own.
         rank: Of the family `low_rank`; about √d when None.
         start: Whether to look for the coordinates; without it q starts as the standard Gaussian about `init_loc_fn`'s point.
-        init_loc_fn: Pyro's; where the search starts.
+        others: `AutoCoordinates`'s.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class AutoWhitened(AutoContinuous):  # type: ignore[misc]
         skew: bool = False,
         rank: int | None = None,
         start: bool = True,
-        init_loc_fn: Callable[..., Any] = init_to_feasible,
+        **others: Any,
     ) -> None:
         if family not in FAMILIES:
             raise GuideError(f"unknown family {family!r}; {nearest(str(family), FAMILIES)}")
@@ -154,18 +154,10 @@ class AutoWhitened(AutoContinuous):  # type: ignore[misc]
             raise GuideError(f"rank is a whole number of at least 1, for family='low_rank'; got {rank!r} for {family!r}")
         self.family, self.skewed = family, bool(skew)
         self._rank, self._start = rank, start
-        self._written = (model,)  # without Pyro's handler of starting points; in a tuple, for its parameters are not the guide's
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, **others)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super()._setup_prototype(*args, **kwargs)
-        except RuntimeError as error:
-            if "found no latent variables" not in str(error):
-                raise
-            raise GuideError(
-                "the model has no latents for a Gaussian; fit its parameters by method='svi' and an empty guide"
-            ) from None
+        super()._setup_prototype(*args, **kwargs)
         d = self.latent_dim
         if self.family == "multivariate_normal" and d > MOST_FULL:
             raise GuideError(f"the model has {d:,} latent scalars, too many for a full covariance; use 'low_rank' or 'normal'")
@@ -188,7 +180,7 @@ class AutoWhitened(AutoContinuous):  # type: ignore[misc]
         names = [n for n in ("loc", "scale", "shift", "log_scale", "lower", "factor", "skew", "tail") if n in self._parameters]
         return {name: getattr(self, name).detach() if name in HELD else getattr(self, name) for name in names}
 
-    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.TorchDistribution:
+    def coordinates(self) -> dist.TorchDistribution:
         p = self.values()
         return dist.TransformedDistribution(dist.Normal(torch.zeros_like(p["loc"]), 1.0).to_event(1), [_Placed(p)])
 

@@ -13,17 +13,17 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.trace_struct import Trace
-from torch.distributions import biject_to
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyrovi._typing import Model, Tensors
+from pyrovi.centering import Centering, Part, Placing, parts_of
 from pyrovi.compiling import in_place, key
 from pyrovi.errors import ModelError, first_line
 from pyrovi.recording import NotTraceable
@@ -36,6 +36,9 @@ __all__ = ["Density", "log_density", "record", "recorded"]
 
 MOST_ROWS = 1024
 """Rows of a recording that runs on many: past this the tensors of a small model leave the cache, and no time a row is saved."""
+
+FEW_ROWS = (8, 64)
+"""Smaller numbers of rows that have recordings of their own."""
 
 MOST_SCALARS = 4_000_000
 """Numbers that a recording computes in one run, all its intermediate results together: 32 MB, of which few are kept at a time."""
@@ -208,16 +211,6 @@ class _Aliased(Exception):
     """Something was written into a part of a tensor."""
 
 
-class Part(NamedTuple):
-    """Where a latent site lies in the flat vector, and the bijection to its support."""
-
-    name: str
-    start: int
-    stop: int
-    shape: torch.Size
-    transform: Any
-
-
 class Density:
     """log p(data, latents) and its derivatives at rows of unconstrained vectors, each `dimension` long; float64, in nats.
 
@@ -226,21 +219,28 @@ class Density:
     Args:
         parts: The latents' places in a row.
         row: The recording of one row.
+        unconstrained: That of the latents' unconstrained values at a row, where that holds other coordinates (`pyrovi.centering`).
         dtype: What the model was recorded in.
         device: Where.
         patience: How many numbers a recording computes before it is compiled; 0 to compile at once, infinity for never.
     """
 
     def __init__(
-        self, parts: tuple[Part, ...], row: torch.fx.GraphModule, dtype: torch.dtype, device: Any, patience: float
+        self,
+        parts: tuple[Part, ...],
+        row: torch.fx.GraphModule,
+        dtype: torch.dtype,
+        device: Any,
+        patience: float,
+        unconstrained: torch.fx.GraphModule | None = None,
     ) -> None:
         self.parts, self.dimension = parts, parts[-1].stop
         self.rows = min(MOST_ROWS, 2 ** max(0, int(math.log2(MOST_SCALARS / row.meta["scalars"]))))
-        self.device, self._dtype, self._row = device, dtype, row
+        self.device, self._dtype, self._row, self._unconstrained = device, dtype, row, unconstrained
         self._origin = torch.zeros(self.dimension, dtype=dtype, device=device)
         self._single: dict[str, Callable[..., Any]] = {}
-        self._many: dict[str, Callable[..., Any]] = {}
-        self._work: dict[str, float] = {}
+        self._many: dict[tuple[str, int], Callable[..., Any]] = {}
+        self._work: dict[tuple[str, int], float] = {}
         self._patience = patience if self._origin.device.type == "cpu" else math.inf
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
@@ -262,8 +262,13 @@ class Density:
         basis = torch.eye(d, dtype=u.dtype, device=u.device).repeat(n, 1)
         return self.curvature(u.repeat_interleave(d, 0), basis).reshape(n, d, d)
 
+    def unconstrained(self, u: torch.Tensor) -> torch.Tensor:
+        """The latents' unconstrained values at rows of coordinates: the rows themselves, unless latents are centred otherwise."""
+        return u if self._unconstrained is None else self._run("unconstrained", u)[0]
+
     def sites(self, u: torch.Tensor) -> Tensors:
         """The latents' values, by name, `(n, *site_shape)`."""
+        u = self.unconstrained(u)
         return {part.name: part.transform(u[:, part.start : part.stop].reshape(-1, *part.shape)) for part in self.parts}
 
     @torch.no_grad()
@@ -275,9 +280,9 @@ class Density:
         pieces = []
         for i in range(0, len(inputs[0]), self.rows):
             block = [x[i : i + self.rows].to(self._dtype) for x in inputs]
-            count = len(block[0])
-            if count < self.rows:  # the recording is of one number of rows
-                block = [torch.cat([x, x[-1:].expand(self.rows - count, -1)]) for x in block]
+            count, rows = len(block[0]), min(self.rows, next((few for few in FEW_ROWS if few >= len(block[0])), self.rows))
+            if count < rows:  # a recording is of one number of rows
+                block = [torch.cat([x, x[-1:].expand(rows - count, -1)]) for x in block]
             try:
                 out = self._together(what, block)
             except RuntimeError:  # in some row: find out in which
@@ -286,22 +291,23 @@ class Density:
         return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
     def _together(self, what: str, block: list[torch.Tensor]) -> Sequence[torch.Tensor]:
-        if what not in self._many:
-            self._many[what] = record(torch.func.vmap(self._single[what]), *block)
-            self._work[what] = 0
-        program = self._many[what]
+        kind = what, len(block[0])
+        if kind not in self._many:
+            self._many[kind] = record(torch.func.vmap(self._single[what]), *block)
+            self._work[kind] = 0
+        program = self._many[kind]
         if isinstance(program, torch.fx.GraphModule):
-            self._work[what] += program.meta["scalars"]
-            if self._work[what] > self._patience:
+            self._work[kind] += program.meta["scalars"]
+            if self._work[kind] > self._patience:
                 # By what has been done, not by the clock: the same fit is to give the same bits.
                 with suppress(NotTraceable):
-                    program = self._many[what] = _compiled(program, block)
-                self._work[what] = -math.inf
+                    program = self._many[kind] = _compiled(program, block)
+                self._work[kind] = -math.inf
         return program(*block)
 
     def _one_by_one(self, what: str, block: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         one, vector = self._single[what], torch.full_like(self._origin, torch.nan)
-        never = {"value": (vector[0],), "gradient": (vector[0], vector), "curvature": (vector,)}[what]
+        never = {"value": (vector[0],), "gradient": (vector[0], vector)}.get(what, (vector,))
         rows = []
         for row in zip(*block, strict=True):
             try:
@@ -315,15 +321,19 @@ class Density:
         """The recording of one row's value; value and gradient; or product of its Hessian with a vector."""
 
         def gradient(u: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            value = self._row(u)
+            value = self._row(u) + 0 * u.sum()  # a likelihood need not depend on the latents,
             return value.detach(), torch.autograd.grad(value, u)[0]
 
         def curvature(u: torch.Tensor, along: torch.Tensor) -> tuple[torch.Tensor]:
-            slope = torch.autograd.grad(self._row(u), u, create_graph=True)[0]
+            slope = torch.autograd.grad(self._row(u) + 0 * u.square().sum(), u, create_graph=True)[0]  # or may be linear in them
             return (torch.autograd.grad(slope @ along, u)[0],)
 
         # torch.func.grad would import torch's compiler first, for three seconds.
         u = self._origin.clone().requires_grad_()
+        if what == "unconstrained":
+            placed = self._unconstrained
+            assert placed is not None
+            return lambda u: (placed(u),)
         if what == "value":
             return lambda u: (self._row(u),)
         return record(gradient, u) if what == "gradient" else record(curvature, u, self._origin)
@@ -361,7 +371,14 @@ def _compiled(program: torch.fx.GraphModule, block: list[torch.Tensor]) -> Calla
     return run
 
 
-def log_density(model: Model, data: Mapping[str, Any], prototype: Trace, patience: float = PATIENCE) -> Density:
+def log_density(
+    model: Model,
+    data: Mapping[str, Any],
+    prototype: Trace,
+    patience: float = PATIENCE,
+    centering: Mapping[str, Centering] | None = None,
+    likelihood: bool = False,
+) -> Density:
     """Record a model's log joint density, given its data, in torch's default dtype.
 
     Args:
@@ -369,40 +386,52 @@ def log_density(model: Model, data: Mapping[str, Any], prototype: Trace, patienc
         data: What it is called with.
         prototype: A trace of its latent sites, from which their order, shapes and supports are taken.
         patience: How many numbers a recording computes before Inductor compiles it.
+        centering: The sites whose coordinates are not their own unconstrained values; the density is then that of the coordinates.
+        likelihood: Whether to leave out the latents' own densities, and all Jacobians.
 
     Raises:
         ModelError: It cannot be recorded.
     """
-    parts, stop = [], 0
-    for name, node in prototype.iter_stochastic_nodes():
-        transform = biject_to(node["fn"].support)
-        shape = transform.inv(node["value"]).shape
-        start, stop = stop, stop + shape.numel()
-        parts.append(Part(name, start, stop, shape, transform))
+    parts, centering = parts_of(prototype), centering or {}
 
-    def log_joint(u: torch.Tensor) -> torch.Tensor:
-        total, values = u.new_zeros(()), {}
+    def run(z: torch.Tensor) -> tuple[Placing, Trace]:
+        placing = Placing(parts, z, centering)
+        return placing, poutine.trace(placing(model)).get_trace(**data)
+
+    def log_joint(z: torch.Tensor) -> torch.Tensor:
+        placing, trace = run(z)
+        if likelihood:
+            return z.new_zeros(()) + trace.log_prob_sum(lambda name, node: name not in placing.placed)
+        total = trace.log_prob_sum()
         for part in parts:
-            x = u[part.start : part.stop].reshape(part.shape)
-            y = values[part.name] = part.transform(x)
-            total = total + part.transform.log_abs_det_jacobian(x, y).sum()
-        return total + poutine.trace(poutine.condition(model, data=values)).get_trace(**data).log_prob_sum()
+            name = part.name
+            u = placing.placed[name]
+            total = total + part.transform.log_abs_det_jacobian(u, trace.nodes[name]["value"]).sum()
+            if name in centering:
+                total = total + placing.log_det[name].sum()
+        return total
+
+    def unconstrained(z: torch.Tensor) -> torch.Tensor:
+        placed = run(z)[0].placed
+        return torch.cat([placed[part.name].flatten() for part in parts])
 
     dtype, device = torch.get_default_dtype(), prototype.nodes[parts[0].name]["value"].device
+    origin = torch.zeros(parts[-1].stop, dtype=dtype, device=device)
     try:
         with poutine.block(), pyro.validation_enabled(False), torch.no_grad():
-            row = record(log_joint, torch.zeros(stop, dtype=dtype, device=device))
+            row = record(log_joint, origin)
+            placed = record(unconstrained, origin) if centering else None
     except Exception as error:  # whatever a model raises when its latents are not numbers yet
         raise ModelError(
             f"the model cannot be recorded as a graph of tensor operations: {first_line(error)}; fit it by method='svi'"
         ) from error
-    return Density(tuple(parts), row, dtype, device, patience)
+    return Density(parts, row, dtype, device, patience, placed)
 
 
-def recorded(problem: Problem, patience: float = PATIENCE) -> Density:
+def recorded(problem: Problem, patience: float = PATIENCE, **options: Any) -> Density:
     """The log density of a problem in float64, or in the problem's own dtype where the model holds tensors of that.
 
-    To be called inside `isolated`, with the fit's parameters loaded where model or guide have some.
+    To be called inside `isolated`, with the fit's parameters loaded where model or guide have some; `options` are `log_density`'s.
 
     Raises:
         ModelError: It cannot be recorded.
@@ -418,7 +447,7 @@ def recorded(problem: Problem, patience: float = PATIENCE) -> Density:
         try:
             torch.set_default_dtype(dtype)
             data = {n: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in problem.data.items()}
-            return log_density(problem.model, data, prototype, patience)
+            return log_density(problem.model, data, prototype, patience, **options)
         except ModelError as raised:
             error = error or raised
         finally:

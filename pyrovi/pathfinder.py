@@ -2,9 +2,9 @@
 
 Each path climbs log p from another point. At points along it, the curvature gives a Gaussian, and the one of the largest ELBO is
 kept. It is seldom the one at the mode: where a hierarchy's scale goes to zero the density has no bound, and the Gaussians
-that fit the posterior lie half-way. Two departures from the paper: the curvature is the Hessian itself, all points' in one batch,
-not L-BFGS's memory of it; and a path runs in coordinates scaled by the curvature's diagonal, set anew where it gets stuck,
-without which predictors on raw scales stop it dead.
+that fit the posterior lie half-way. Three departures from the paper: the curvature is the Hessian itself, all points' in one batch,
+not L-BFGS's memory of it; a path runs in coordinates scaled by the curvature's diagonal, set anew now and then, without
+which predictors on raw scales stop it dead; and all paths run together, a row each.
 
 References:
     Pathfinder: parallel quasi-Newton variational inference (Zhang et al., 2022) | https://jmlr.org/papers/v23/21-0889.html
@@ -17,19 +17,27 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pyrovi.density import Density
 from pyrovi.errors import ModelError
-from pyrovi.guides.gaussian import MOST_DENSE, initial, place
 
-__all__ = ["Start", "along_paths", "pathfinder", "standard_draws"]
+__all__ = ["Start", "along_paths", "dispersed", "gaussians", "pathfinder", "standard_draws"]
 
-PATHS = 4
-"""One from the given point, the others from uniform draws in (−2, 2), as Stan starts its chains."""
+PATHS = 8
+"""One from the given point, the others from uniform draws in (−2, 2), as Stan starts its chains; eight run together at the price of
+one or two."""
 
 POINTS = 12
 """Along a path, evenly by iteration, the last one among them."""
+
+MOST_DIAGONAL = 64
+"""Latents up to which a Hessian's diagonal is exact; past that it is estimated from 32 products."""
+
+MOST_STEPS, RESCALED, MEMORY = 80, 20, 10
+"""Of a path: its steps, those from one rescaling to the next, and those that its curvature is read from."""
+
+QUARTERINGS, FLAT = 10, 0.1
+"""How often a step is shortened; the slope, per sd, of what is flat."""
 
 SCORING_DRAWS = 64
 """Enough to rank Gaussians whose ELBOs differ by a nat."""
@@ -82,56 +90,120 @@ def along_paths(density: Density, loc: torch.Tensor, *, full: bool, seed: int = 
 
     Paths that end in different places have found different modes.
     """
-    rng, best = np.random.default_rng(seed), []
-    for path in range(paths):
-        points = climb(density, loc.cpu().numpy() if path == 0 else rng.uniform(-2, 2, len(loc)))
-        if points:
-            chosen = [points[i] for i in np.unique(np.linspace(0, len(points) - 1, POINTS).astype(int))]
-            candidate = _best(density, torch.from_numpy(np.stack(chosen)).to(loc.device), full)
-            best += [candidate] if candidate is not None else []
-    return best
+    return gaussians(density, dispersed(loc, seed, paths), full=full)
 
 
-def climb(density: Density, x: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """The points of an ascent of log p from `x`: L-BFGS in coordinates scaled by the Hessian's diagonal, rescaled on the way."""
-    from scipy.optimize import minimize
+def dispersed(loc: torch.Tensor, seed: int, paths: int) -> torch.Tensor:
+    """Starts, shape `(paths, dimension)`: the first at `loc`, the others uniform on (−2, 2)."""
+    rng = np.random.default_rng(seed)
+    return torch.stack([loc, *(torch.from_numpy(rng.uniform(-2, 2, len(loc))).to(loc) for _ in range(paths - 1))])
 
-    points: list[NDArray[np.float64]] = []
-    for _ in range(4):
-        here = torch.from_numpy(x).to(density.device)[None]
-        scale = _sds(density, here)[0].cpu().numpy()
 
-        def potential(
-            z: NDArray[np.float64], x: NDArray[np.float64] = x, scale: NDArray[np.float64] = scale
-        ) -> tuple[float, NDArray[np.float64]]:
-            value, gradient = density.gradient(torch.from_numpy(x + scale * z).to(density.device)[None])
-            if not (torch.isfinite(value).all() and torch.isfinite(gradient).all()):
-                return 1e300, np.zeros_like(z)
-            return -value.item(), -gradient[0].cpu().numpy() * scale
+def gaussians(density: Density, starts: torch.Tensor, *, full: bool) -> list[Start]:
+    """The best Gaussian along the path from each start, `(paths, dimension)`, where it has one.
 
-        if potential(np.zeros_like(x))[0] >= 1e300:
-            return points
-        found: list[NDArray[np.float64]] = []
-        with np.errstate(all="ignore"):
-            out = minimize(
-                potential,
-                np.zeros_like(x),
-                jac=True,
-                method="L-BFGS-B",
-                callback=lambda z, x=x, scale=scale, found=found: found.append(x + scale * z),
-                options={"maxiter": 60, "maxcor": 20, "gtol": 0.1, "ftol": 1e-12},
-            )
-        points += found
-        moved, x = np.abs(out.x).max(), x + scale * out.x
-        if out.status == 0 and np.abs(out.jac).max() < 0.1 and moved < 10:
+    With full covariances only the best two points of a path are looked at, best as independent Normals: a whole Hessian costs as
+    much as `dimension` gradients.
+    """
+    paths = [path[np.unique(np.linspace(0, len(path) - 1, POINTS).astype(int))] for path in climb(density, starts) if len(path)]
+    if not paths:
+        return []
+    points, scales = torch.cat(paths), _sds(density, torch.cat(paths))
+    elbo, scales = _elbos(density, points, scales)
+    groups = torch.arange(len(points)).split([len(path) for path in paths])
+    if full:
+        groups = [group[elbo[group].argsort(descending=True)[:2]] for group in groups]
+        points, scales = points[torch.cat(groups)], _curved(density, points[torch.cat(groups)], scales[torch.cat(groups)])
+        elbo, scales = _elbos(density, points, scales)
+        groups = torch.arange(len(points)).split([len(group) for group in groups])
+    best = [int(group[elbo[group].argmax()]) for group in groups]
+    return [Start(points[i], scales[i], float(elbo[i])) for i in best if torch.isfinite(elbo[i])]
+
+
+def climb(density: Density, x: torch.Tensor) -> list[torch.Tensor]:
+    """Ascents of log p, all at once: L-BFGS in coordinates scaled by the Hessian's diagonal, which is taken anew on the way.
+
+    Args:
+        density: Of the model.
+        x: Where the paths start, shape `(paths, dimension)`.
+
+    Returns:
+        By path, its points, `(points, dimension)`, upwards; none where log p is not finite at the start.
+    """
+    value, gradient = density.gradient(x)
+    running = torch.isfinite(value) & torch.isfinite(gradient).all(1)
+    points, rises, scale, memory = [x], [running], torch.ones_like(x), _Memory(x)
+    age = torch.full_like(value, RESCALED)  # steps since a path was rescaled
+    for _ in range(MOST_STEPS):
+        due = running & (age >= RESCALED)
+        if due.any():
+            scale[due], age = _sds(density, x[due]), torch.where(due, 0, age)
+            memory.forget(due)
+        slope = torch.where(running[:, None], scale * gradient, 0.0)
+        flat = running & (slope.abs().amax(1) <= FLAT)
+        running, age = running & ~(flat & (age == 0)), torch.where(flat, RESCALED, age + 1)
+        if not running.any():
             break
-    return points or [x]
+        direction = memory.direction(slope)
+        direction = torch.where(((direction * slope).sum(1) > 0)[:, None], direction, slope)
+        rise, length, todo, before = (direction * slope).sum(1), torch.ones_like(value), running & ~flat, x
+        for _ in range(QUARTERINGS):
+            trial = torch.where(todo[:, None], before + length[:, None] * scale * direction, before)
+            v, g = density.gradient(trial)
+            good = todo & (v >= value + 1e-4 * length * rise) & torch.isfinite(g).all(1)
+            x, value = torch.where(good[:, None], trial, x), torch.where(good, v, value)
+            gradient = torch.where(good[:, None], g, gradient)
+            todo, length = todo & ~good, length / 4
+            if not todo.any():
+                break
+        running = running & ~(todo & (age == 1) & memory.empty)
+        age = torch.where(todo, RESCALED, age)
+        memory.add((x - before) / scale, slope - scale * gradient)
+        points.append(x)
+        rises.append(running & ~todo & ~flat)
+    together = torch.stack(points, 1)
+    return [path[rose] for path, rose in zip(together, torch.stack(rises, 1), strict=True)]
+
+
+class _Memory:
+    """The last steps of several ascents, and what they say of the curvature: L-BFGS's, a row a path."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.empty = torch.ones(len(x), dtype=torch.bool, device=x.device)
+
+    def add(self, step: torch.Tensor, change: torch.Tensor) -> None:
+        """A step, and how much the gradient fell along it."""
+        along = (step * change).sum(1)
+        use = along > 1e-10 * (step * step).sum(1).sqrt() * (change * change).sum(1).sqrt()
+        self.steps = [*self.steps, (step, change, torch.where(use, 1 / torch.where(use, along, 1.0), 0.0))][-MEMORY:]
+        self.empty = self.empty & ~use
+
+    def forget(self, paths: torch.Tensor) -> None:
+        self.steps = [(s, y, torch.where(paths, 0.0, w)) for s, y, w in self.steps]
+        self.empty = self.empty | paths
+
+    def direction(self, slope: torch.Tensor) -> torch.Tensor:
+        """The inverse curvature times the slope, by path."""
+        q, seen = slope, []
+        for s, y, w in reversed(self.steps):
+            a = w * (s * q).sum(1)
+            q = q - a[:, None] * y
+            seen.append(a)
+        sized = torch.zeros_like(self.empty)
+        for _, y, w in reversed(self.steps):  # the last pair that a path has tells the size of its curvature
+            first = (w > 0) & ~sized
+            q = torch.where(first[:, None], q / (w * (y * y).sum(1)).clamp_min(1e-300)[:, None], q)
+            sized = sized | first
+        for (s, y, w), a in zip(self.steps, reversed(seen), strict=True):
+            q = q + s * (a - w * (y * q).sum(1))[:, None]
+        return q
 
 
 def _sds(density: Density, u: torch.Tensor) -> torch.Tensor:
     """1/√|Hessian's diagonal| at each row: the sds of the best independent Normals where the log density is quadratic."""
     n, d = u.shape
-    if d <= MOST_DENSE:
+    if d <= MOST_DIAGONAL:
         diagonal = density.hessian(u).diagonal(dim1=-2, dim2=-1)
     else:
         signs = 1.0 - 2.0 * torch.randint(2, (32, d), generator=torch.Generator().manual_seed(0)).to(u)
@@ -141,26 +213,31 @@ def _sds(density: Density, u: torch.Tensor) -> torch.Tensor:
     return torch.where(size > 0, size, 1.0).rsqrt().clamp(1e-12, 1e12)
 
 
-def _best(density: Density, u: torch.Tensor, full: bool) -> Start | None:
-    """Of the Gaussians with the curvature at the rows of `u`, the one with the largest ELBO."""
-    _, d = u.shape
+def _curved(density: Density, u: torch.Tensor, sds: torch.Tensor) -> torch.Tensor:
+    """Lower triangular scales of the Gaussians with the Hessians at the rows of `u`, whose saddles are turned into hills."""
+    # Scaled first: the eigenvalues of a Hessian in raw units are lost in rounding.
+    h = -sds[:, :, None] * density.hessian(u).nan_to_num(0.0) * sds[:, None, :]
+    w, v = torch.linalg.eigh((h + h.mT) / 2)
+    w = w.abs().clamp_min(1e-10 * w.abs().max(-1, keepdim=True).values).clamp_min(1e-12)
+    root = torch.linalg.qr((sds[:, :, None] * v * w.rsqrt()[:, None, :]).mT).R.mT
+    return root * root.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
+
+
+def _elbos(density: Density, u: torch.Tensor, scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ELBOs of Gaussians about the rows of `u`, and their scales, made smaller where some draw has no density."""
+    n, d = u.shape
     e = standard_draws(SCORING_DRAWS, d, 0).to(u)
-    scales = _sds(density, u)
-    if full:
-        # Scaled first: the eigenvalues of a Hessian in raw units are lost in rounding. Its saddles are turned into hills.
-        h = -scales[:, :, None] * density.hessian(u).nan_to_num(0.0) * scales[:, None, :]
-        w, v = torch.linalg.eigh((h + h.mT) / 2)
-        w = w.abs().clamp_min(1e-10 * w.abs().max(-1, keepdim=True).values).clamp_min(1e-12)
-        root = torch.linalg.qr((scales[:, :, None] * v * w.rsqrt()[:, None, :]).mT).R.mT
-        scales = root * root.diagonal(dim1=-2, dim2=-1).sign()[:, None, :]
-    family = "multivariate_normal" if full else "normal"
-    for shrink in (1.0, 0.3, 0.1, 0.01):
-        q = [initial(family, loc, shrink * scale) for loc, scale in zip(u, scales, strict=True)]
-        placed = [place(p, e) for p in q]
-        values = density.gradient(torch.cat([x for x, _ in placed]))[0].reshape(len(u), len(e)).mean(1)
-        elbo = values + torch.stack([log_det for _, log_det in placed]) + d / 2 * (1 + math.log(2 * math.pi))
+    elbo, scales, todo = torch.full_like(u[:, 0], -torch.inf), scales.clone(), torch.ones_like(u[:, 0], dtype=torch.bool)
+    for shrink in (1.0, 0.3, 1 / 3, 0.1):  # of what it was before
+        scales[todo] *= shrink
+        wide = scales[todo]
+        full = wide.dim() == 3
+        placed = u[todo][:, None] + (e @ wide.mT if full else e * wide[:, None])
+        values = density.gradient(placed.reshape(-1, d))[0].reshape(-1, len(e)).mean(1)
+        log_det = (wide.diagonal(dim1=-2, dim2=-1) if full else wide).log().sum(-1)
+        elbo[todo] = values + log_det + d / 2 * (1 + math.log(2 * math.pi))
         elbo = torch.where(torch.isfinite(elbo), elbo, -torch.inf)
-        if torch.isfinite(elbo.max()):
-            i = int(elbo.argmax())
-            return Start(u[i], shrink * scales[i], float(elbo[i]))
-    return None
+        todo = ~torch.isfinite(elbo)
+        if not todo.any():
+            break
+    return elbo, scales

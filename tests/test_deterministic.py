@@ -360,7 +360,7 @@ def test_an_ascent_on_raw_scales_reaches_the_top():
 
     recorded = density(model, {"x": x, "y": y})
     top = recorded(torch.linalg.lstsq(x, y[:, None]).solution.T).item()
-    reached = recorded(torch.from_numpy(climb(recorded, np.ones(2))[-1])[None]).item()
+    reached = recorded(climb(recorded, torch.ones(1, 2, dtype=torch.float64))[0][-1:]).item()
     assert reached == pytest.approx(top, abs=0.1)
 
 

@@ -1,0 +1,132 @@
+"""From q to the posterior by degrees: draws of q, reweighted and moved along  q^(1−β) p^β,  β from 0 to 1.
+
+In the coordinates e in which q is standard Normal, the path is  Normal(e) exp(β r(e)),  with r = log p − log q, the log importance
+ratio. Hamiltonian dynamics keep the Normal part exactly, by a rotation, and are kicked by β ∇r alone: where q is near the posterior
+almost every proposal is accepted, in any dimension. The draws live in groups that never meet, so that how far the groups
+lie apart says how well the draws have mixed.
+
+References:
+    Sequential Monte Carlo samplers (Del Moral, Doucet & Jasra, 2006) | https://doi.org/10.1111/j.1467-9868.2006.00553.x
+    Nested R-hat: assessing the convergence of Markov chain Monte Carlo when running many short chains (Margossian et al., 2024) | https://doi.org/10.1214/24-BA1453
+    Split Hamiltonian Monte Carlo (Shahbaba, Lan, Johnson & Neal, 2014) | https://arxiv.org/abs/1106.5941
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+__all__ = ["Tempered", "temper"]
+
+GROUPS = 8
+
+KEPT = 0.5
+"""The share of effective draws that a step of β may leave, and under which they are resampled."""
+
+ACCEPTED = 0.8
+"""The acceptance that the step size is steered to."""
+
+LAST_MOVES = 12
+"""Moves at β = 1."""
+
+MOST_LEAPS = 8
+
+Ratio = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Tempered(NamedTuple):
+    """Draws of the posterior, unweighted."""
+
+    e: torch.Tensor
+    """In q's coordinates, `(n, dimension)`, group after group."""
+    log_evidence: float
+    log_evidence_se: float
+    accepted: float
+    temperatures: int
+
+
+def temper(ratio: Ratio, e: torch.Tensor, *, seed: int) -> Tempered:
+    """Take draws of q to the posterior.
+
+    Args:
+        ratio: At rows of e, log p − log q and its gradient.
+        e: Standard Normal draws, `(n, dimension)`, n a multiple of `GROUPS`.
+        seed: Of everything random.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    n = len(e)
+    r, slope = _finite(*ratio(e))
+    log_w = torch.zeros(n, dtype=e.dtype)
+    evidence = torch.zeros(GROUPS, dtype=e.dtype)
+    beta, size, count, rate = 0.0, 0.5, 0, 1.0
+    while beta < 1:
+        step = _next(r, log_w, beta)
+        beta, log_w, count = beta + step, log_w + step * r, count + 1
+        grouped = log_w.reshape(GROUPS, -1)
+        share = torch.softmax(log_w, 0)
+        if beta < 1 and 1 / float(share.square().sum()) > KEPT * n:
+            pass
+        else:
+            evidence = evidence + torch.logsumexp(grouped, 1) - math.log(n // GROUPS)
+            picked = torch.cat([_resampled(row, rng) + g * (n // GROUPS) for g, row in enumerate(grouped)])
+            e, r, slope, log_w = e[picked], r[picked], slope[picked], torch.zeros_like(log_w)
+        for _ in range(LAST_MOVES if beta >= 1 else 1):
+            e, r, slope, rate = _move(ratio, e, r, slope, beta, size, rng)
+            size = float(np.clip(size * math.exp(rate - ACCEPTED), 0.02, 1.5))
+    spread = torch.logsumexp(evidence, 0) - math.log(GROUPS)
+    relative = (evidence - spread).exp()
+    return Tempered(e, float(spread), float(relative.std() / math.sqrt(GROUPS)), rate, count)
+
+
+def _next(r: torch.Tensor, log_w: torch.Tensor, beta: float) -> float:
+    """The largest step of β that leaves enough effective draws, of those that there are."""
+
+    def kept(step: float) -> float:
+        now = torch.softmax(log_w, 0)
+        change = (step * r - (step * r).max()).exp()
+        return float((now @ change) ** 2 / (now @ change.square()))
+
+    low, high = 0.0, 1 - beta
+    if kept(high) >= KEPT:
+        return high
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) >= KEPT else (low, middle)
+    return max(low, 1e-3)
+
+
+def _resampled(log_w: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Systematic resampling: indices."""
+    n = len(log_w)
+    points = (torch.arange(n, dtype=log_w.dtype) + torch.rand((), generator=rng, dtype=log_w.dtype)) / n
+    return torch.searchsorted(torch.softmax(log_w, 0).cumsum(0), points).clamp_max(n - 1)
+
+
+def _move(
+    ratio: Ratio, e: torch.Tensor, r: torch.Tensor, slope: torch.Tensor, beta: float, size: float, rng: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+    """One Hamiltonian proposal for every draw, and the mean acceptance."""
+    start = torch.randn(e.shape, generator=rng, dtype=e.dtype)
+    size = size * (0.8 + 0.4 * float(torch.rand((), generator=rng)))
+    cos, sin = math.cos(size), math.sin(size)
+    x, v, value, g = e, start, r, slope
+    for _ in range(max(1, min(MOST_LEAPS, round(math.pi / 2 / size)))):
+        v = v + size / 2 * beta * g
+        x, v = cos * x + sin * v, cos * v - sin * x
+        value, g = _finite(*ratio(x))
+        v = v + size / 2 * beta * g
+    energy = beta * (value - r) - (x.square() + v.square() - e.square() - start.square()).sum(1) / 2
+    taken = torch.rand(len(e), generator=rng, dtype=e.dtype).log() < energy
+    rate = float(energy.clamp_max(0).exp().nan_to_num(0.0).mean())
+    row = taken[:, None]
+    return torch.where(row, x, e), torch.where(taken, value, r), torch.where(row, g, slope), rate
+
+
+def _finite(r: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where there is no density, none is to be gone to: a finite value so low that it is never taken."""
+    bad = ~(torch.isfinite(r) & torch.isfinite(slope).all(1))
+    return torch.where(bad, -1e30, r), torch.where(bad[:, None], 0.0, slope)
