@@ -20,7 +20,7 @@ from pyrovi.errors import ModelError, SettingsError, first_line
 from pyrovi.estimate import Estimate
 from pyrovi.evidence import Local, local_weights
 from pyrovi.importance import Weights, weigh
-from pyrovi.modes import look
+from pyrovi.modes import look, spread
 from pyrovi.preflight import Problem
 from pyrovi.result import Fit, Status
 from pyrovi.stopping import plateau
@@ -107,7 +107,9 @@ def check(
             return judge(evidence if problem.structure.latent else replace(evidence, guide=None, richer=None))
         local = None if exact is not None else local_weights(problem, *_local_size(problem))
         if local is not None:
-            evidence = replace(evidence, **_of_data(local, problem), untested="every datum has latents of its own")
+            evidence = replace(
+                evidence, **_of_data(local, problem), **_spread(problem, restarts, fit.seed if seed is None else seed)
+            )
         else:
             evidence = _of_draws(evidence, fit, problem, exact, max_draws, restarts, fit.seed if seed is None else seed)
     converged, convergence = _rest(fit, evidence)
@@ -271,6 +273,22 @@ def _restarted(
         "missed_where": found.where,
         "switched": found.switched,
     }
+
+
+def _spread(problem: Problem, restarts: int, seed: int) -> dict[str, Any]:
+    """Whether restarts give every datum's latents the Gaussian that q gives them."""
+    density = _density(problem)
+    if not restarts or isinstance(density, str):
+        return {"untested": density if isinstance(density, str) else "restarts=0"}
+    u = _coordinates(problem, density, draw(problem, 1_000).posterior)
+    if not np.isfinite(u).all():
+        return {"untested": "some draws from q lie outside of the latents' supports"}
+    with pyro.validation_enabled(False):
+        found = spread(density, u, _prior(problem, density), restarts=restarts, seed=seed)
+    told = {"rhat": found.rhat, "rhat_worst": found.rhat_worst}
+    if found.where:
+        return {**told, "untested": f"restarts disagree about {found.where}, and what share each has is not known"}
+    return {**told, "restarts": found.found} if found.found else {"untested": "no restart found a Gaussian with a finite ELBO"}
 
 
 def _coordinates(problem: Problem, density: Density, values: dict[str, torch.Tensor]) -> Array:

@@ -30,12 +30,12 @@ def importance_resample(fit: Fit, n: int, seed: int | None) -> Tensors:
     found = (
         f"k-hat {weights.khat:.2f} ± {weights.khat_se:.2f}, the threshold for {weights.draws:,} draws is {weights.threshold:.2f}"
     )
-    if weights.good is False:
+    if not weights.khat < weights.threshold:
         raise PyroviError(
             f"weights cannot mend q: {found}; the draws would be a few of q's over and over. Use a richer guide, as in "
             "guide='auto', or pyrovi.nuts"
         )
-    if weights.good is None:
+    if not weights.good:
         warnings.warn(f"whether weights can mend q is not known: {found}", stacklevel=3)
     elif weights.ess < n:
         warnings.warn(f"{n:,} draws are wanted and {weights.ess:,.0f} are effective, so that some come several times", stacklevel=3)

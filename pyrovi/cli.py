@@ -19,6 +19,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import pyrovi
+from pyrovi._check import RESTARTS
 from pyrovi._fit import METHODS
 from pyrovi._target import OWN, pairs, program, read
 from pyrovi.engine import ENGINES
@@ -27,7 +28,7 @@ from pyrovi.gradients import GRADIENTS
 from pyrovi.guides.auto import GUIDES
 from pyrovi.objective import OBJECTIVES
 from pyrovi.optim import OPTIMIZERS, SCHEDULES
-from pyrovi.runs import REPORT, check_folder
+from pyrovi.runs import REPORT, check_folder, keep_verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ WIDTH, ROWS = 80, 12
 """Of what is printed where there is no terminal to ask, and of a table."""
 COMPARED = ["mean", "mean_ref", "error", "sd", "sd_ref", "sd_ratio"]
 EXIT_CODES = {"diverged": 3, "interrupted": 130}
+LEVEL_CODES = {"trust": 0, "reweight": 10, "enrich": 11, "sample": 12}
 
 
 class _Commands(TyperGroup):
@@ -215,6 +217,31 @@ def compare_runs(
         _print_comparison(table)
 
 
+@app.command("check", epilog="Example: [bold]pyrovi check runs/zero[/bold]")
+def check_run(
+    run: Run,
+    restarts: Annotated[int, typer.Option(help="Restarts from dispersed points, which look for other modes.")] = RESTARTS,
+    max_draws: Annotated[int | None, typer.Option(help="Draws from q at most.")] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Leave the recipe's exact posterior out.")] = False,
+    keep: Annotated[bool, typer.Option(help="Keep the verdict in the run folder, for summary and report.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a run is to be trusted, and why: against the recipe's exact posterior where there is one.
+
+    Exit codes: 0 trust, 10 reweight, 11 enrich, 12 sample; 2 a mistake.
+    """
+    fit = pyrovi.load(run)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        verdict = pyrovi.check(fit, None if blind else _exact(fit), restarts=restarts, max_draws=max_draws)
+    if keep:
+        keep_verdict(run, verdict)
+    if as_json:
+        _print_json({"run": run, **verdict.to_dict()})
+    else:
+        _print_verdict(verdict)
+    raise typer.Exit(LEVEL_CODES[verdict.level])
+
+
 @app.command("report", epilog="Example: [bold]pyrovi report runs/zero --out zero.html[/bold]")
 def report_run(
     run: Run, out: Annotated[Path | None, typer.Option(help="The page; report.html in the run folder when not given.")] = None
@@ -301,6 +328,12 @@ def _print_summary(table: pd.DataFrame) -> None:
     if len(table) > ROWS:
         _console().print(f"the first {ROWS} rows of {len(table):,}")
     _console().print(f"ELBO  {table.attrs['elbo']} nats")
+    if "verdict" in table.attrs:
+        _print_verdict(pyrovi.Verdict.from_dict(table.attrs["verdict"]))
+
+
+def _print_verdict(verdict: pyrovi.Verdict) -> None:
+    _console().print(str(verdict))
 
 
 def _print_table(frame: pd.DataFrame, columns: list[str]) -> None:

@@ -113,6 +113,10 @@ def to_arviz(
     }
     if fit.recipe:
         attrs["recipe"] = fit.recipe
+    if fit.verdict is not None:
+        attrs |= {"verdict": str(fit.verdict.level), "verdict_text": fit.verdict.text}
+        if fit.verdict.evidence.khat is not None:
+            attrs["khat"] = float(fit.verdict.evidence.khat)
     for name, ds in groups.items():
         ds.attrs = {**attrs, **({"sample_dims": list(SAMPLE_DIMS)} if _arviz.ARVIZ_1 and "draw" in ds.dims else {})}
         if name == "posterior" and problem.point_estimate:

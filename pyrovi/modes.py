@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pyrovi.density import Density
 from pyrovi.pathfinder import Start, along_paths, standard_draws
 
-__all__ = ["Restarts", "look"]
+__all__ = ["Restarts", "look", "spread"]
 
 Array = NDArray[np.float64]
 
@@ -33,6 +33,9 @@ MOST_FULL = 100
 
 REACHES = (3.0, 10.0, 30.0)
 """How far from q restarts begin, in its sds."""
+
+DISAGREE = math.sqrt(1 + 0.5**2)
+"""R-hat of Gaussians whose means vary by half their sd."""
 
 ALIKE = 0.5
 """How far apart, in sds, two modes' values may be to be the same up to labels."""
@@ -112,6 +115,34 @@ def look(density: Density, u: Array, weights: Array, log_evidence: float, prior:
         _where(missed, mean, sd, labels),
         bool(missed) and all(_switched(density, path, visited, u) for path in missed),
     )
+
+
+def spread(density: Density, u: Array, prior: Array, *, restarts: int, seed: int) -> Restarts:
+    """The same for latents that are independent from datum to datum, where a mode of one tells nothing of the others'.
+
+    Every path looks for all of them at once, and R-hat compares each latent's Gaussians with one another and with q's, all alike.
+    No share of the posterior is measured; `where` names latents whose Gaussians disagree, by more than half an sd between them.
+
+    Args:
+        density: Of the model.
+        u: Draws from q in its coordinates, `(n, dimension)`.
+        prior: Prior draws in the same coordinates, for starts, `(m, dimension)`.
+        restarts: How many.
+        seed: Of the starts.
+    """
+    mean, sd = u.mean(0), np.maximum(u.std(0), 1e-300)
+    paths = []
+    for start in _starts(mean, sd, prior, restarts, np.random.default_rng(seed)):
+        paths += along_paths(density, torch.from_numpy(start).to(density.device), full=False, paths=1)
+    if not paths:
+        return Restarts(0, None, "", 0.0, "", False)
+    loc, scale = (
+        np.stack([own, *map(_np, found)]) for own, found in ((mean, [p.loc for p in paths]), (sd, [p.scale for p in paths]))
+    )
+    rhat = np.sqrt(1 + loc.var(0) / np.square(scale).mean(0))
+    labels, order = _labels(density), np.argsort(-rhat)
+    odd = ", ".join(labels[i] for i in order[:3] if rhat[i] > DISAGREE)
+    return Restarts(len(paths), float(rhat[order[0]]), labels[order[0]], 0.0, odd, False)
 
 
 def _starts(mean: Array, sd: Array, prior: Array, restarts: int, rng: np.random.Generator) -> list[Array]:

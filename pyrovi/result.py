@@ -58,6 +58,7 @@ class Fit:
         seconds: Wall time, preflight included.
         seed: The seed that gives this fit again.
         recipe: The recipe's name, if it was run from one.
+        verdict: What `check` said of it, where that was kept.
     """
 
     parameters: Tensors
@@ -72,6 +73,7 @@ class Fit:
     recipe: str | None = None
     problem: Problem | None = field(default=None, repr=False)
     stored: Any = field(default=None, repr=False)
+    verdict: Verdict | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         latents = (", ".join(self.problem.structure.latent) or "no latents") if self.problem else "loaded without its model"
@@ -283,7 +285,8 @@ class Fit:
     def summary(self, draws: int | None = None, *, seed: int | None = None, **options: Any) -> pd.DataFrame:
         """`az.summary` of the posterior: mean, sd and interval, and the Monte Carlo error of the mean.
 
-        R-hat and ESS are left out: those of independent draws say nothing of how good the approximation is.
+        R-hat and ESS are left out: those of independent draws say nothing of how good the approximation is. A `verdict` that the
+        fit has is in the table's `attrs`.
 
         Args:
             draws: The number of draws; 1,000 when None, fewer of a large model.
@@ -292,7 +295,10 @@ class Fit:
         """
         from pyrovi.export import summary
 
-        return summary(self.to_arviz(draws, seed=seed), point_estimate=self.point_estimate, **options)
+        table = summary(self.to_arviz(draws, seed=seed), point_estimate=self.point_estimate, **options)
+        if self.verdict is not None:
+            table.attrs["verdict"] = self.verdict.to_dict()
+        return table
 
     def save(self, folder: Path, *, overwrite: bool = False, draws: int | None = None) -> None:
         """Write a run folder: `fit.json`, `parameters.safetensors`, `data.safetensors` and `posterior.nc`.

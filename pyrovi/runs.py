@@ -22,8 +22,9 @@ from pyrovi.guides.auto import GUIDES
 from pyrovi.inputs import as_dtype
 from pyrovi.preflight import Problem, prepare, with_laplace
 from pyrovi.result import Fit, Status
+from pyrovi.verdict import Verdict
 
-__all__ = ["check_folder", "load", "save"]
+__all__ = ["check_folder", "keep_verdict", "load", "save"]
 
 FORMAT = 1
 STATE, PARAMETERS, DATA, POSTERIOR, REPORT = (
@@ -89,14 +90,28 @@ def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int | None =
         "seconds": fit.seconds,
         "seed": fit.seed,
         "data": {name: value for name, value in data.items() if not isinstance(value, torch.Tensor)},
+        "verdict": fit.verdict.to_dict() if fit.verdict is not None else None,
     }
     with _whole(path) as draft:
-        (draft / STATE).write_text(
-            json.dumps(state, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
-        )
+        (draft / STATE).write_text(_json(state))
         save_file({n: v.contiguous().cpu() for n, v in fit.unconstrained.items()}, draft / PARAMETERS)
         save_file(tensors, draft / DATA)
         _arviz.write(container, str(draft / POSTERIOR))
+
+
+def keep_verdict(folder: Path, verdict: Verdict) -> None:
+    """Write a verdict into a run folder that is there, over an older one."""
+    path = FilePath(folder) / STATE
+    try:
+        draft = path.with_name(f".{STATE}-new")
+        draft.write_text(_json(json.loads(path.read_text()) | {"verdict": verdict.to_dict()}))
+        draft.replace(path)
+    except OSError as error:
+        raise RunFolderError(f"run folder {folder} could not be written: {error.strerror or error}") from error
+
+
+def _json(state: dict[str, Any]) -> str:
+    return json.dumps(state, indent=2, default=lambda value: value.item() if hasattr(value, "item") else str(value)) + "\n"
 
 
 def load(
@@ -139,6 +154,7 @@ def load(
             elbo=np.asarray(_arviz.group(container, "optimization")["elbo"]),
             status=Status(state["status"]),
             stored=container,
+            verdict=Verdict.from_dict(state["verdict"]) if state.get("verdict") else None,
             **{name: state[name] for name in ("advice", "settings", "versions", "seconds", "seed", "recipe")},
         )
     except RunFolderError:
