@@ -96,7 +96,8 @@ def fit(
             takes `particles`, the number of those draws, chosen for you when 1, `steps`, the most evaluations, 2,000 when None, and
             of the settings below `guide_options`, `engine`, `seed`, `dtype` (float64 when None), `device`, `progress` and `folder`.
             See `docs/deterministic.md`.
-        steps: The largest number of steps; 10,000 when neither it nor `epochs` is given.
+        steps: The largest number of steps. When neither it nor `epochs` is given 50,000, most of which `stop="auto"` saves; 10,000
+            where nothing ends the fit before, with `stop=None` or a schedule.
         epochs: The same as passes over the data, each `ceil(n / batch_size)` steps.
         particles: Draws a step for the ELBO's gradient; run as one vectorised batch where model and guide allow. For
             `importance_weighted` and `renyi` it is k, the number of weights.
@@ -123,7 +124,9 @@ def fit(
             augmentation, or a fresh binarisation of grey pixels. A fit draws and scores on one such view of its data.
         guide_options: What the named guide takes: `init_scale` for `"normal"`, `rank` for `"low_rank"`, `components` for
             `"mixture"`, `transforms` for `"flow"`.
-        stop: `"auto"` stops once the ELBO has stopped rising (`pyrovi.stopping`); None runs every step.
+        stop: `"auto"` halves the rate whenever the mean of the iterates is known well enough at the present one, and ends the fit
+            where another halving would not be worth its steps (`pyrovi.phases`; `settings["phases"]` says what it found); with a
+            schedule it does nothing. None runs every step at the rate given.
         engine: What takes the steps. `"pyro"`: `svi.step`. `"traced"`: the step recorded once as tensor operations and interpreted,
             three times as fast on a small model. `"compiled"`: the same as machine code, a thousand times as fast on a small
             model, after some seconds of compilation that later fits, and processes, of the same shape save. `"auto"`: the last
@@ -237,7 +240,8 @@ def run(
         stacked = {name: rows.to(problem.data[name].dtype) for name, rows in stacked.items()}
         check_outcomes(problem, stacked)
         elbo = make_objective(objective, problem, particles, gradient)
-        steps = _steps(steps, epochs, problem)
+        rule_ends_it = stop == "auto" and schedule in (None, "constant") and not isinstance(optimizer, pyro.optim.PyroOptim)
+        steps = _steps(steps, epochs, problem, 50_000 if rule_ends_it else 10_000)
         if kl is not None and kl.annealing >= steps:
             raise SettingsError(
                 f"kl_annealing={kl.annealing} leaves no step of {steps} at the full weight; let it end before the fit does"
@@ -341,9 +345,9 @@ def _deterministic(
     )
 
 
-def _steps(steps: int | None, epochs: int | None, problem: Problem) -> int:
+def _steps(steps: int | None, epochs: int | None, problem: Problem, most: int) -> int:
     if epochs is None:
-        return steps or 10_000
+        return steps or most
     if steps is not None:
         raise SettingsError(f"steps={steps} and epochs={epochs} both say how long to run; give one")
     return epochs * (problem.batches.steps_per_epoch if problem.batches else 1)

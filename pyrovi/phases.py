@@ -1,4 +1,4 @@
-"""When has a fit converged? Phases at a fixed learning rate, each until the iterates' mean is known well enough, then half the rate.
+"""When has a fit converged? Phases at a fixed learning rate, each until the mean of its iterates is known, then half the rate.
 
 In a phase the parameters travel, and then wander about a point that lies off the optimum by about the rate. The rule looks at the
 last half, or more, of the phase, cut into four, and asks three things:
@@ -50,13 +50,19 @@ SMALL = 1.1
 """An R-hat that is small whatever the number of parameters."""
 
 CLEAR = 2.0
-"""An R-hat above which it is not worth asking, with many draws, what a movement is worth."""
+"""An R-hat above which a movement is no noise: many draws are not spent on what it is worth, and that must be less."""
 
-NOISE = 0.01
-"""The chance that noise alone takes one R-hat of all the parameters beyond the limit."""
+SLIGHT = 0.25
+"""The share of the tolerance that such a movement may be worth."""
+
+NOISE = 0.003
+"""The chance that noise alone takes one R-hat of all the parameters beyond the limit, were the scatter within known."""
 
 MONTE_CARLO = 0.25
 """The share of the tolerance that the mean's Monte Carlo error may take."""
+
+SHARE = 0.2
+"""The most gradients that one look may ask for with many draws, as a share of the steps that it looks at."""
 
 LOWER = 0.5
 """The factor on the rate from phase to phase."""
@@ -75,7 +81,8 @@ class Phase:
         mc_error: What the Monte Carlo error of the window's mean costs, in nats of ELBO.
         moving: At most that many nats would be gained by going on in the direction of the window's movement; NaN where R-hat is
             small enough not to ask.
-        gap: The symmetrised gap between this phase's mean and the last one's, in nats, Monte Carlo error included; NaN in the first.
+        gap: The symmetrised gap between this phase's mean and the last one's, in nats, their Monte Carlo error included; NaN in the
+            first.
     """
 
     rate: float
@@ -135,12 +142,7 @@ class Phases:
     """
 
     def __init__(self, engine: Engine, dimension: int, begin: int = 0) -> None:
-        """
-        Args:
-            engine: What takes the steps.
-            dimension: Latent scalars of the model.
-            begin: The step before the first phase; until then the objective itself moves.
-        """
+        """For an engine's fits of a model with `dimension` latent scalars; until step `begin` the objective itself moves."""
         self._engine, self._tolerance, self._begin = engine, tolerance(dimension), begin
         self._block, self._rate = FIRST, 1.0
         self.phases: list[list[Phase]] = []
@@ -181,7 +183,7 @@ class Phases:
         engine.restart_average()
         if len(self._pieces) < PARTS:
             return False
-        over = self._look(elbo, fully=len(self._pieces) == 2 * PARTS or self._last is None)
+        over = self._look(elbo, fully=len(self._pieces) in (6, 8) or self._last is None)
         if len(self._pieces) == 2 * PARTS:
             self._pieces = [_joined(*pair) for pair in zip(self._pieces[::2], self._pieces[1::2], strict=True)]
             self._block *= 2
@@ -227,21 +229,28 @@ class Phases:
         wanting = ~died & ~self._settled
         unknown = np.full(engine.fits, np.nan)
         if engine.done < self._ask_from or not (fully or flat[wanting].any()):
-            self._note(window, worst, unknown, unknown, unknown)
+            if self._last is None:
+                self._note(window, worst, unknown, unknown, unknown)
             return False
         points = [piece.sums / piece.steps for piece in window]
-        draws = max(8, min(20, steps // 200))
-        pulls = engine.pulls(torch.stack(points + ([self._mean] if self._mean is not None else [])), draws)
-        mc_error, mc_se = _mean_se(np.einsum("fsii->fs", pulls[..., :PARTS, :PARTS]) / (2 * PARTS * (PARTS - 1)))
+        if self._mean is not None:
+            points.append(self._mean)
+        pulls = engine.pulls(torch.stack(points), draws := max(8, min(20, steps // 400)))
+        mc_error, mc_se = _monte_carlo(pulls)
+        # Where the same seed does not give the same draws, as of a Gamma, that is noisy: more of them, if they cost little.
+        more = draws * float(np.nanmax((mc_se / (0.1 * self._tolerance))[wanting] ** 2))
+        if draws < more <= steps * SHARE / len(points):
+            pulls = engine.pulls(torch.stack(points), math.ceil(more))
+            mc_error, mc_se = _monte_carlo(pulls)
         moving, needed = _worth(pulls, 0, PARTS - 1, self._tolerance)
         known = np.abs(mc_error) + 2 * mc_se <= MONTE_CARLO * self._tolerance
-        asked = wanting & known & ~flat & (moving > self._tolerance) & (worst < CLEAR) & (needed <= steps / 10)
+        asked = wanting & known & ~flat & (moving > self._tolerance) & (worst < CLEAR) & (needed <= steps * SHARE / 2)
         if asked.any():
-            again = engine.pulls(torch.stack([points[0], points[-1]]), int(np.ceil(needed[asked].max())))
-            more, _ = _worth(again, 0, 1, self._tolerance)
-            moving = np.where(asked, more, moving)
+            again = engine.pulls(torch.stack([points[0], points[PARTS - 1]]), int(np.ceil(needed[asked].max())))
+            moving = np.where(asked, _worth(again, 0, 1, self._tolerance)[0], moving)
         rising = np.array([_rises(row[engine.done - steps : engine.done], self._tolerance) for row in elbo])
-        self._settled |= known & (flat | (moving <= self._tolerance)) & ~rising
+        allowed = np.where(worst < CLEAR, self._tolerance, SLIGHT * self._tolerance)
+        self._settled |= known & (flat | (moving <= allowed)) & ~rising
         gap = unknown
         if self._mean is not None:
             gap = (pulls[..., PARTS, PARTS] - pulls[..., :PARTS, PARTS].mean(-1)).mean(-1)
@@ -298,8 +307,13 @@ def _mean_se(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return values.mean(-1), values.std(-1, ddof=1) / math.sqrt(values.shape[-1])
 
 
+def _monte_carlo(pulls: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """½ tr(H Σ) of the mean of four parts, by fit, and its standard error over the draws."""
+    return _mean_se(np.einsum("fsii->fs", pulls[..., :PARTS, :PARTS]) / (2 * PARTS * (PARTS - 1)))
+
+
 def _worth(pulls: NDArray[np.float64], start: int, end: int, wanted: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What going on from point `start` through point `end` can gain, at most: ½ slope² / curvature, two standard errors allowed for.
+    """What going on from point `start` through `end` can gain, at most: ½ slope² / curvature, two standard errors allowed for.
 
     Returns:
         The nats, by fit, infinite where the loss does not curve upwards; and how many draws would take the allowance below

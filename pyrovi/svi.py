@@ -110,7 +110,7 @@ def optimise(
         progress: The bar.
         callbacks: Called after every step.
     """
-    elbo = np.full((engine.fits, steps), np.nan)
+    elbo = np.empty((engine.fits, steps))  # most of which may never be touched
     rule = Phases(engine, problem.structure.dimension, annealed) if stop == "auto" and not decays else None
     late = looks(steps)[-2] if rule is None and len(looks(steps)) > 1 else 0
     last_good = engine.values()
@@ -123,6 +123,7 @@ def optimise(
                     last_good = engine.values()
                 beat = rule.next if rule is not None else late if engine.done < late else steps
                 until = engine.done + 1 if callbacks else _next_event(engine.done, min(beat, steps), progress.due)
+                elbo[:, engine.done : until] = np.nan
                 engine.run(elbo[:, engine.done : until])
                 step = engine.done
                 if step < until or all(engine.died):
