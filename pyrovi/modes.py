@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyrovi.density import Density
-from pyrovi.pathfinder import Start, along_paths, standard_draws
+from pyrovi.pathfinder import Start, gaussians, standard_draws
 
 __all__ = ["Restarts", "look", "spread"]
 
@@ -51,6 +51,7 @@ class Restarts(NamedTuple):
         missed: The share of the posterior, at least, in modes that q does not visit and that would move a mean or an sd,
         where: the variables by which they differ from q,
         switched: and whether they differ by the order of a site's elements alone.
+        paths: Their Gaussians.
     """
 
     found: int
@@ -59,6 +60,7 @@ class Restarts(NamedTuple):
     missed: float
     where: str
     switched: bool
+    paths: tuple[Start, ...] = ()
 
 
 def look(density: Density, u: Array, weights: Array, log_evidence: float, prior: Array, *, restarts: int, seed: int) -> Restarts:
@@ -79,9 +81,8 @@ def look(density: Density, u: Array, weights: Array, log_evidence: float, prior:
     mean = weights @ u
     sd = np.sqrt(np.maximum(weights @ np.square(u - mean), 1e-300))
     full = density.dimension <= MOST_FULL
-    paths = []
-    for start in _starts(mean, sd, prior, restarts, np.random.default_rng(seed)):
-        paths += along_paths(density, torch.from_numpy(start).to(density.device), full=full, paths=1)
+    starts = np.stack(_starts(mean, sd, prior, restarts, np.random.default_rng(seed)))
+    paths = gaussians(density, torch.from_numpy(starts).to(density.device), full=full)
     if not paths:
         return Restarts(0, None, "", 0.0, "", False)
     paths.sort(key=lambda path: -path.elbo)
@@ -114,6 +115,7 @@ def look(density: Density, u: Array, weights: Array, log_evidence: float, prior:
         share,
         _where(missed, mean, sd, labels),
         bool(missed) and all(_switched(density, path, visited, u) for path in missed),
+        tuple(missed),
     )
 
 
@@ -131,9 +133,8 @@ def spread(density: Density, u: Array, prior: Array, *, restarts: int, seed: int
         seed: Of the starts.
     """
     mean, sd = u.mean(0), np.maximum(u.std(0), 1e-300)
-    paths = []
-    for start in _starts(mean, sd, prior, restarts, np.random.default_rng(seed)):
-        paths += along_paths(density, torch.from_numpy(start).to(density.device), full=False, paths=1)
+    starts = np.stack(_starts(mean, sd, prior, restarts, np.random.default_rng(seed)))
+    paths = gaussians(density, torch.from_numpy(starts).to(density.device), full=False)
     if not paths:
         return Restarts(0, None, "", 0.0, "", False)
     loc, scale = (
