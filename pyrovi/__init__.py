@@ -10,6 +10,7 @@ from pyrovi._exact import ExactPosterior, exact
 from pyrovi._fit import fit
 from pyrovi._fit_many import fit_many
 from pyrovi._loo import Loo, loo
+from pyrovi._nuts import nuts
 from pyrovi._report import report
 from pyrovi.catalog import Recipe, recipe, recipes
 from pyrovi.errors import DataError, GuideError, ModelError, PyroviError, RunFolderError, SettingsError
@@ -48,6 +49,7 @@ __all__ = [
     "fit_many",
     "load",
     "loo",
+    "nuts",
     "recipe",
     "recipes",
     "report",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pyrovi.density import Density
     from pyrovi.preflight import Problem
 
-__all__ = ["ExactPosterior", "exact"]
+__all__ = ["ExactPosterior", "exact", "settled_problem"]
 
 Arrays = dict[str, NDArray[np.float64]]
 
@@ -107,7 +107,7 @@ def exact(model: Model, data: Data | None = None) -> ExactPosterior:
     from pyrovi.nonconjugate import why_not
 
     with isolated(0, torch.float64, validate=True):
-        problem = _problem(model, data)
+        problem = settled_problem(model, data)
         with pyro.validation_enabled(False), torch.no_grad():
             try:
                 density = recorded(problem)
@@ -123,8 +123,8 @@ def exact(model: Model, data: Data | None = None) -> ExactPosterior:
     return to_exact(form, density.parts, problem.structure)
 
 
-def _problem(model: Model, data: Data | None) -> Problem:
-    """The model on its data, checked, in float64; inside `isolated`."""
+def settled_problem(model: Model, data: Data | None) -> Problem:
+    """A model whose latents alone are unknown, on its data, checked, in float64; inside `isolated`."""
     import torch
     from pyro.infer.autoguide.initialization import InitMessenger
 
@@ -144,11 +144,11 @@ def _problem(model: Model, data: Data | None) -> Problem:
     discrete = [name for name, site in structure.latent.items() if getattr(site.support, "is_discrete", False)]
     partial = [p.name for p in structure.plates.values() if p.subsample_size < p.size]
     if learned:
-        raise ModelError(f"the model has a parameter {learned[0]!r}, to be learned; a posterior is exact only where it is given")
+        raise ModelError(f"the model has a parameter {learned[0]!r}, to be learned: it has a posterior only once that is given")
     if partial:
         raise ModelError(f"the model subsamples plate {partial[0]!r}, so its log joint is a random number; write the plate plainly")
     if discrete:
-        raise ModelError(f"site {discrete[0]!r} is discrete; pyrovi knows closed forms of continuous latents only")
+        raise ModelError(f"site {discrete[0]!r} is discrete, and its values cannot be summed over here; sum them out in the model")
     if not structure.latent:
         raise ModelError("the model has no latent site, and so no posterior")
     return prepare(model, "delta", data, dtype=torch.float64, device=device)
