@@ -51,14 +51,13 @@ def bills_volatility(y):
     sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
     z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
 
-    def step(h, e):
-        h = phi * h + sigma * e
-        return h, h
+    def joined(left, right):
+        return left[0] * right[0], right[0] * left[1] + right[1]
 
-    first = z[0] * sigma / jnp.sqrt(1 - phi**2)
-    _, h = jax.lax.scan(step, first, z[1:])
+    shocks = jnp.asarray(sigma * z).at[0].divide(jnp.sqrt(1 - phi**2))
+    _, h = jax.lax.associative_scan(joined, (jnp.full(len(y), phi), shocks))
     with numpyro.plate("quarter", len(y)):
-        numpyro.sample("y", dist.Normal(0.0, jnp.exp((mu + jnp.concatenate([first[None], h])) / 2)), obs=y)
+        numpyro.sample("y", dist.Normal(0.0, jnp.exp((mu + h) / 2)), obs=y)
 
 
 def nile_change(y):
