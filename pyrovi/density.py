@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Density", "log_density", "record", "recorded"]
 
-MOST_ROWS = 1024
+MOST_ROWS = 512
 """Rows of a recording that runs on many: past this the tensors of a small model leave the cache, and no time a row is saved."""
 
 FEW_ROWS = (8, 64)
@@ -219,7 +219,8 @@ class Density:
     Args:
         parts: The latents' places in a row.
         row: The recording of one row.
-        unconstrained: That of the latents' unconstrained values at a row, where that holds other coordinates (`pyrovi.centering`).
+        unconstrained: That of the latents' unconstrained values at a row, where that holds other coordinates (`pyrovi.centering`),
+            and that of the way back.
         dtype: What the model was recorded in.
         device: Where.
         patience: How many numbers a recording computes before it is compiled; 0 to compile at once, infinity for never.
@@ -232,7 +233,7 @@ class Density:
         dtype: torch.dtype,
         device: Any,
         patience: float,
-        unconstrained: torch.fx.GraphModule | None = None,
+        unconstrained: tuple[torch.fx.GraphModule, torch.fx.GraphModule] | None = None,
     ) -> None:
         self.parts, self.dimension = parts, parts[-1].stop
         self.rows = min(MOST_ROWS, 2 ** max(0, int(math.log2(MOST_SCALARS / row.meta["scalars"]))))
@@ -265,6 +266,10 @@ class Density:
     def unconstrained(self, u: torch.Tensor) -> torch.Tensor:
         """The latents' unconstrained values at rows of coordinates: the rows themselves, unless latents are centred otherwise."""
         return u if self._unconstrained is None else self._run("unconstrained", u)[0]
+
+    def coordinates(self, u: torch.Tensor) -> torch.Tensor:
+        """The way back: rows of coordinates from rows of unconstrained values."""
+        return u if self._unconstrained is None else self._run("coordinates", u)[0]
 
     def sites(self, u: torch.Tensor) -> Tensors:
         """The latents' values, by name, `(n, *site_shape)`."""
@@ -330,10 +335,10 @@ class Density:
 
         # torch.func.grad would import torch's compiler first, for three seconds.
         u = self._origin.clone().requires_grad_()
-        if what == "unconstrained":
-            placed = self._unconstrained
-            assert placed is not None
-            return lambda u: (placed(u),)
+        if what in ("unconstrained", "coordinates"):
+            assert self._unconstrained is not None
+            there, back = self._unconstrained
+            return lambda u: (there(u) if what == "unconstrained" else back(u),)
         if what == "value":
             return lambda u: (self._row(u),)
         return record(gradient, u) if what == "gradient" else record(curvature, u, self._origin)
@@ -394,8 +399,8 @@ def log_density(
     """
     parts, centering = parts_of(prototype), centering or {}
 
-    def run(z: torch.Tensor) -> tuple[Placing, Trace]:
-        placing = Placing(parts, z, centering)
+    def run(z: torch.Tensor, inverse: bool = False) -> tuple[Placing, Trace]:
+        placing = Placing(parts, z, centering, inverse=inverse)
         return placing, poutine.trace(placing(model)).get_trace(**data)
 
     def log_joint(z: torch.Tensor) -> torch.Tensor:
@@ -411,21 +416,21 @@ def log_density(
                 total = total + placing.log_det[name].sum()
         return total
 
-    def unconstrained(z: torch.Tensor) -> torch.Tensor:
-        placed = run(z)[0].placed
-        return torch.cat([placed[part.name].flatten() for part in parts])
+    def placed(z: torch.Tensor, inverse: bool) -> torch.Tensor:
+        values = run(z, inverse)[0].placed
+        return torch.cat([values[part.name].flatten() for part in parts])
 
     dtype, device = torch.get_default_dtype(), prototype.nodes[parts[0].name]["value"].device
     origin = torch.zeros(parts[-1].stop, dtype=dtype, device=device)
     try:
         with poutine.block(), pyro.validation_enabled(False), torch.no_grad():
             row = record(log_joint, origin)
-            placed = record(unconstrained, origin) if centering else None
+            ways = (record(lambda z: placed(z, False), origin), record(lambda z: placed(z, True), origin)) if centering else None
     except Exception as error:  # whatever a model raises when its latents are not numbers yet
         raise ModelError(
             f"the model cannot be recorded as a graph of tensor operations: {first_line(error)}; fit it by method='svi'"
         ) from error
-    return Density(parts, row, dtype, device, patience, placed)
+    return Density(parts, row, dtype, device, patience, ways)
 
 
 def recorded(problem: Problem, patience: float = PATIENCE, **options: Any) -> Density:

@@ -33,8 +33,8 @@ POINTS = 12
 MOST_DIAGONAL = 64
 """Latents up to which a Hessian's diagonal is exact; past that it is estimated from 32 products."""
 
-MOST_STEPS, RESCALED, MEMORY = 80, 20, 10
-"""Of a path: its steps, those from one rescaling to the next, and those that its curvature is read from."""
+MOST_STEPS, RESCALED, MEMORY = 80, (0, 12, 30, 50), 10
+"""Of a path: its steps, those at which it is rescaled, if not before, and those that its curvature is read from."""
 
 QUARTERINGS, FLAT = 10, 0.1
 """How often a step is shortened; the slope, per sd, of what is flat."""
@@ -133,20 +133,20 @@ def climb(density: Density, x: torch.Tensor) -> list[torch.Tensor]:
     value, gradient = density.gradient(x)
     running = torch.isfinite(value) & torch.isfinite(gradient).all(1)
     points, rises, scale, memory = [x], [running], torch.ones_like(x), _Memory(x)
-    age = torch.full_like(value, RESCALED)  # steps since a path was rescaled
-    for _ in range(MOST_STEPS):
-        due = running & (age >= RESCALED)
-        if due.any():
-            scale[due], age = _sds(density, x[due]), torch.where(due, 0, age)
-            memory.forget(due)
-        slope = torch.where(running[:, None], scale * gradient, 0.0)
-        flat = running & (slope.abs().amax(1) <= FLAT)
-        running, age = running & ~(flat & (age == 0)), torch.where(flat, RESCALED, age + 1)
-        if not running.any():
-            break
+    idle, rescale = ~running, list(RESCALED) if running.any() else []
+    for step in range(MOST_STEPS):
+        if rescale and (step >= rescale[0] or bool((idle | ~running).all())):
+            rescale.pop(0)
+            scale[running], memory, idle = _sds(density, x[running]), _Memory(x), ~running
+        slope = torch.where(idle[:, None], 0.0, scale * gradient)
+        idle = idle | (slope.abs().amax(1) <= FLAT)  # flat, or stuck, until the scales are seen anew
+        if idle.all():
+            if not rescale:
+                break
+            continue
         direction = memory.direction(slope)
         direction = torch.where(((direction * slope).sum(1) > 0)[:, None], direction, slope)
-        rise, length, todo, before = (direction * slope).sum(1), torch.ones_like(value), running & ~flat, x
+        rise, length, todo, before = (direction * slope).sum(1), torch.ones_like(value), ~idle, x
         for _ in range(QUARTERINGS):
             trial = torch.where(todo[:, None], before + length[:, None] * scale * direction, before)
             v, g = density.gradient(trial)
@@ -156,11 +156,10 @@ def climb(density: Density, x: torch.Tensor) -> list[torch.Tensor]:
             todo, length = todo & ~good, length / 4
             if not todo.any():
                 break
-        running = running & ~(todo & (age == 1) & memory.empty)
-        age = torch.where(todo, RESCALED, age)
-        memory.add((x - before) / scale, slope - scale * gradient)
         points.append(x)
-        rises.append(running & ~todo & ~flat)
+        rises.append(~idle & ~todo)
+        idle = idle | (todo & memory.empty)
+        memory.add((x - before) / scale, slope - scale * gradient, forget=todo)
     together = torch.stack(points, 1)
     return [path[rose] for path, rose in zip(together, torch.stack(rises, 1), strict=True)]
 
@@ -172,16 +171,13 @@ class _Memory:
         self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self.empty = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
-    def add(self, step: torch.Tensor, change: torch.Tensor) -> None:
-        """A step, and how much the gradient fell along it."""
+    def add(self, step: torch.Tensor, change: torch.Tensor, forget: torch.Tensor) -> None:
+        """A step and how much the gradient fell along it; `forget` are the paths whose memory misled them."""
         along = (step * change).sum(1)
         use = along > 1e-10 * (step * step).sum(1).sqrt() * (change * change).sum(1).sqrt()
-        self.steps = [*self.steps, (step, change, torch.where(use, 1 / torch.where(use, along, 1.0), 0.0))][-MEMORY:]
-        self.empty = self.empty & ~use
-
-    def forget(self, paths: torch.Tensor) -> None:
-        self.steps = [(s, y, torch.where(paths, 0.0, w)) for s, y, w in self.steps]
-        self.empty = self.empty | paths
+        kept = [(s, y, torch.where(forget, 0.0, w)) for s, y, w in self.steps]
+        self.steps = [*kept, (step, change, torch.where(use, 1 / torch.where(use, along, 1.0), 0.0))][-MEMORY:]
+        self.empty = (self.empty & ~use) | forget
 
     def direction(self, slope: torch.Tensor) -> torch.Tensor:
         """The inverse curvature times the slope, by path."""

@@ -1,0 +1,350 @@
+"""From a model's log density to draws that can be used: one rung after another, until weights say that it is enough.
+
+    coordinates       latents with a prior that depends on others are seen from it (`pyrovi.centering`)
+    gaussian          the best Gaussian, full covariance, by natural gradients, from Pathfinder's start; then skewed
+    student           Student-t's matched to the weighted draws, over every mode that restarts find, until they match no better
+    tempered          draws of the skewed Gaussian moved to the posterior by degrees (`pyrovi.tempering`)
+
+What counts is decided by importance weights on fresh draws, never by the ELBO: the rungs only propose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyrovi._typing import Tensors
+from pyrovi.centering import Centering
+from pyrovi.density import Density
+from pyrovi.errors import ModelError
+from pyrovi.fixed_draws import Objective
+from pyrovi.guides.gaussian import MOST_DENSE, initial, place
+from pyrovi.guides.student import Student, matched
+from pyrovi.importance import Weights, weigh
+from pyrovi.modes import Restarts, look
+from pyrovi.natural_gradient import best_gaussian
+from pyrovi.pathfinder import Start, dispersed, gaussians, standard_draws
+from pyrovi.tempering import Tempered, temper
+
+__all__ = ["Found", "Proposal", "search"]
+
+Array = NDArray[np.float64]
+
+PATHS = 8
+
+INFORMING = 64
+"""Draws over which the likelihood's curvature is averaged, for the coordinates."""
+
+SKEWING = 512
+"""Fixed draws for the skew's four numbers a latent."""
+
+FIRST, MOST = 10_000, 60_000
+"""Draws that weights are judged by: of these k-hat has a standard error of about 0.09; up to those where that leaves it open."""
+
+ENOUGH = 3_000
+"""Effective draws with which the mean of any of hundreds of latents is known to 0.06 sd and its sd to 5%."""
+
+TEMPERED = 2_048
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A q over the density's coordinates, its draws and what they weigh.
+
+    Attributes:
+        rung: `gaussian`, `student` or `tempered`.
+        parameters: Of the guide that q is: `pyrovi.guides.gaussian.place`'s, or a `Student`'s.
+        z: Draws, `(n, dimension)`;
+        ratio: their log p − log q, `(n,)`, NumPy.
+        weights: The same, smoothed.
+        draws: Gives more.
+        moved: How draws were moved on from there.
+    """
+
+    rung: str
+    parameters: Tensors
+    z: torch.Tensor
+    ratio: Array
+    weights: Weights
+    draws: Draw
+    moved: Tempered | None = None
+    moved_z: torch.Tensor | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether its weights are good beyond doubt, and enough draws effective."""
+        return self.weights.good is True and self.weights.ess >= ENOUGH
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What the search ended with."""
+
+    density: Density
+    """In the coordinates that it chose."""
+    centering: dict[str, Centering]
+    best: Proposal
+    tried: list[Proposal]
+    restarts: Restarts
+    status: str
+
+
+def search(
+    make: Callable[..., Density],
+    sites: list[str],
+    start: torch.Tensor,
+    prior: Callable[[Density], torch.Tensor],
+    *,
+    seed: int,
+    tell: Callable[[str], None] = lambda rung: None,
+) -> Found:
+    """Climb the ladder.
+
+    Args:
+        make: Records the log density: `make(centering=…)`, `make(likelihood=True)`.
+        sites: Those whose priors depend on other latents.
+        start: Where the first path starts, unconstrained, `(dimension,)`.
+        prior: Prior draws in a density's coordinates, to start from.
+        seed: Of everything random.
+        tell: Told the rung that is being tried.
+    """
+    tell("coordinates")
+    density, centering, q = _coordinates(make, sites, start, prior, seed)
+    tell("gaussian")
+    tried = [_gaussian(density, q, seed)]
+    if not tried[-1].enough:
+        tell("skewed")
+        tried.append(_skewed(density, q, seed))
+    tell("restarts")
+    missed = _modes(density, tried[-1], prior, seed)
+    if not tried[-1].enough or missed.paths:
+        tell("student")
+        tried += _students(density, tried[-1], missed, seed)
+        if missed.paths:
+            missed = _modes(density, tried[-1], prior, seed)
+    best = max(tried, key=_merit)
+    if not best.enough:
+        tell("more draws")
+        best = _extended(density, best)
+    if not best.enough and not missed.paths:
+        tell("tempered")
+        tried.append(_tempered(density, tried[0], seed))
+        best = tried[-1]
+    return Found(density, centering, best, tried, missed, "")
+
+
+def _merit(p: Proposal) -> tuple[bool, float]:
+    return p.weights.good is True, p.weights.ess / p.weights.draws
+
+
+def _coordinates(
+    make: Callable[..., Density], sites: list[str], start: torch.Tensor, prior: Callable[[Density], torch.Tensor], seed: int
+) -> tuple[Density, dict[str, Centering], Start]:
+    """The coordinates and the best Gaussian in them."""
+    plain = make()
+    parts = [part for part in plain.parts if part.name in sites]
+    centering = {part.name: Centering(torch.zeros(part.shape), torch.zeros(part.shape)) for part in parts}
+    density = make(centering=centering) if parts else plain
+    full = density.dimension <= MOST_DENSE
+    origin = start.clone()
+    for part in parts:
+        origin[part.start : part.stop] = 0.0
+    starts = torch.cat([dispersed(origin, seed, PATHS // 2), prior(density)[: PATHS // 2].to(start)])
+    found = gaussians(density, starts, full=full)
+    if not found:
+        raise ModelError(
+            f"no Gaussian about any of {len(starts)} paths from different starts has a finite ELBO: the model's density is zero or "
+            "NaN wherever they went; check its priors and supports"
+        )
+    q = best_gaussian(density, max(found, key=lambda s: s.elbo), seed=seed)
+    if not parts:
+        return density, {}, q
+    likelihood = make(likelihood=True)
+    for _ in range(2):
+        informed = _informed(likelihood, density, q, [part.name for part in parts])
+        other = make(centering=informed)
+        try:
+            better = best_gaussian(other, _carried(density, other, q), seed=seed)
+        except (RuntimeError, ModelError):
+            break
+        gain = better.elbo - q.elbo
+        if not gain > 0:
+            break
+        density, centering, q = other, informed, better
+        if gain < 0.02 * density.dimension:
+            break
+    return density, centering, q
+
+
+def _informed(likelihood: Density, density: Density, q: Start, sites: list[str]) -> dict[str, Centering]:
+    """What the likelihood says of every element of the sites: a Normal's, by its mean slope and curvature under q."""
+    e = standard_draws(INFORMING, density.dimension, 0)
+    u = density.unconstrained(q.loc + e @ q.scale.mT)
+    centre = u.mean(0)
+    out = {}
+    for part in likelihood.parts:
+        if part.name not in sites:
+            continue
+        here = slice(part.start, part.stop)
+        bent = _bends(likelihood, u, part.start, part.stop)
+        slope = likelihood.gradient(u)[1][:, here].nan_to_num(0.0).mean(0)
+        precision = (-bent).clamp_min(0.0)
+        estimate = centre[here] + torch.where(precision > 0, slope / precision.clamp_min(1e-300), 0.0)
+        estimate = torch.where(precision > 0, estimate, 0.0)
+        out[part.name] = Centering(precision.reshape(part.shape), estimate.reshape(part.shape))
+    return out
+
+
+def _bends(likelihood: Density, u: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """The diagonal of the likelihood's Hessian, averaged over rows."""
+    d = u.shape[1]
+    rows = u[: max(2, min(len(u), 4_096 // (stop - start)))]
+    basis = torch.eye(d, dtype=u.dtype)[start:stop]
+    products = likelihood.curvature(rows.repeat_interleave(stop - start, 0), basis.repeat(len(rows), 1))
+    products = products.reshape(len(rows), stop - start, d)[:, :, start:stop]
+    return products.diagonal(dim1=1, dim2=2).nan_to_num(0.0).mean(0)
+
+
+def _carried(density: Density, other: Density, q: Start) -> Start:
+    """The mean and covariance of q in other coordinates, by draws."""
+    d = density.dimension
+    e = standard_draws(max(512, 8 * d), d, 1)
+    z = other.coordinates(density.unconstrained(q.loc + e @ q.scale.mT))
+    z = z[torch.isfinite(z).all(1)]
+    low, high = z.quantile(0.16, 0), z.quantile(0.84, 0)  # of which no tail spoils the scale
+    sds = ((high - low) / 2).clamp_min(1e-12)
+    clipped = ((z - z.median(0).values) / sds).clamp(-4, 4)
+    correlation = 0.9 * torch.corrcoef(clipped.mT).reshape(d, d).nan_to_num(0.0).fill_diagonal_(1.0) + 0.1 * torch.eye(
+        d, dtype=z.dtype
+    )
+    return Start(z.median(0).values, sds[:, None] * torch.linalg.cholesky(correlation), -math.inf)
+
+
+Draw = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
+"""So many draws, of a stream of random numbers by its number, and their log q."""
+
+
+def _gaussian(density: Density, q: Start, seed: int) -> Proposal:
+    d = density.dimension
+    parameters = initial("multivariate_normal", q.loc, q.scale)
+    return _judged("gaussian", density, parameters, _placed(parameters, d, seed))
+
+
+def _skewed(density: Density, q: Start, seed: int) -> Proposal:
+    """The Gaussian, with skew and tails of its own in every whitened coordinate."""
+    from scipy.optimize import minimize
+
+    d = density.dimension
+    objective = Objective(density, initial("normal", q.loc, q.scale, skew=True), standard_draws(SKEWING, d, seed + 101))
+
+    def negative(v: Array) -> tuple[float, Array]:
+        value, gradient = objective(torch.from_numpy(v))
+        return min(value, 1e300), gradient.numpy()
+
+    with np.errstate(all="ignore"):
+        still = 2e-4 * d / max(1.0, abs(q.elbo))
+        found = minimize(
+            negative, objective.start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 40, "maxcor": 20, "ftol": still}
+        )
+    parameters = objective.parameters(torch.from_numpy(found.x if found.fun < 1e299 else objective.start.numpy()))
+    parameters |= {"lower": torch.zeros(d * (d - 1) // 2, dtype=q.loc.dtype)}
+    return _judged("skewed", density, parameters, _placed(parameters, d, seed))
+
+
+def _placed(parameters: Tensors, d: int, seed: int) -> Draw:
+    def draws(n: int, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
+        e = torch.from_numpy(np.random.default_rng([seed, stream]).standard_normal((n, d)))
+        z, log_det = place(parameters, e)
+        return z, -0.5 * e.square().sum(1) - d / 2 * math.log(2 * math.pi) - log_det
+
+    return draws
+
+
+def _judged(rung: str, density: Density, parameters: Tensors, draws: Draw) -> Proposal:
+    z, log_q = draws(FIRST, 0)
+    ratio = (density(z) - log_q).numpy()
+    return Proposal(rung, parameters, z, ratio, weigh(ratio), draws)
+
+
+def _extended(density: Density, p: Proposal) -> Proposal:
+    """More draws, while it is open whether the weights are good, or good ones are too few."""
+    for stream, upto in ((1, 3 * FIRST), (2, MOST)):
+        if p.weights.good is False or p.enough or p.weights.ess / p.weights.draws < ENOUGH / MOST:
+            break
+        z, log_q = p.draws(upto - len(p.z), stream)
+        ratio = np.concatenate([p.ratio, (density(z) - log_q).numpy()])
+        p = replace(p, z=torch.cat([p.z, z]), ratio=ratio, weights=weigh(ratio))
+    return p
+
+
+def _modes(density: Density, p: Proposal, prior: Callable[[Density], torch.Tensor], seed: int) -> Restarts:
+    kept = np.isfinite(p.ratio)
+    weights = np.where(kept, p.weights.weights, 0.0)
+    n = min(len(weights), 20_000)
+    chosen = slice(0, n)
+    share = weights[chosen] / weights[chosen].sum()
+    return look(density, p.z.numpy()[chosen], share, p.weights.log_mean, prior(density).numpy(), restarts=PATHS, seed=seed)
+
+
+def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> list[Proposal]:
+    """Rounds of matching Student-t's to the weighted draws, as long as more of them become effective."""
+    d = density.dimension
+    dfs = (5.0, 30.0) if d <= 10 else (30.0,)
+    out: list[Proposal] = []
+    for df in dfs:
+        q = matched(p.z, torch.from_numpy(p.weights.weights), df)
+        if missed.paths:
+            elbo = np.array([p.weights.log_mean, *(path.elbo for path in missed.paths)])
+            q = Student(
+                torch.from_numpy(np.maximum(elbo - elbo.max(), -5.0)),
+                torch.cat([q.locs, torch.stack([path.loc for path in missed.paths])]),
+                torch.cat([q.scales, torch.stack([_lower(path.scale) for path in missed.paths])]),
+                q.df,
+            )
+        best = None
+        for round_ in range(4):
+            now = _student(density, q, [seed, int(df), round_])
+            if best is not None and now.weights.ess / now.weights.draws < 1.05 * best.weights.ess / best.weights.draws:
+                break
+            best = now
+            q = matched(now.z, torch.from_numpy(now.weights.weights), df, q)
+        assert best is not None
+        out.append(best)
+        if best.enough:
+            break
+    return out
+
+
+def _lower(scale: torch.Tensor) -> torch.Tensor:
+    return torch.diag(scale) if scale.dim() == 1 else scale
+
+
+def _student(density: Density, q: Student, seed: list[int]) -> Proposal:
+    def draws(n: int, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
+        z = q.draw(n, int(np.random.SeedSequence([*seed, stream]).generate_state(1)[0]))
+        return z, torch.logsumexp(q.log_density(z), 1)
+
+    return _judged("student", density, q._asdict(), draws)
+
+
+def _tempered(density: Density, p: Proposal, seed: int) -> Proposal:
+    """The Gaussian's draws, moved to the posterior."""
+    d, parameters = density.dimension, p.parameters
+
+    @torch.enable_grad()
+    def ratio(e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        e = e.detach().requires_grad_()
+        z, log_det = place(parameters, e)
+        value, slope = density.gradient(z.detach())
+        (pulled,) = torch.autograd.grad((z * slope).sum() + log_det.expand(len(e)).sum(), e)
+        e = e.detach()
+        return value + (log_det.detach() + 0.5 * e.square().sum(1)) + d / 2 * math.log(2 * math.pi), pulled + e
+
+    e = torch.from_numpy(np.random.default_rng([seed, 77]).standard_normal((TEMPERED, d)))
+    moved = temper(ratio, e, seed=seed)
+    return replace(p, rung="tempered", moved=moved, moved_z=place(parameters, moved.e)[0])
