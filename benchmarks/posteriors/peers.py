@@ -70,7 +70,7 @@ def judged(m: Posterior, flat: Flat, mean: np.ndarray, covariance: np.ndarray, s
     ratio = np.array(flat.rows(jnp.asarray(u))) - log_q
     khat = float(az.psislw(np.where(np.isfinite(ratio), ratio, -1e300))[1])
     found = score({name: np.array(x) for name, x in flat.sites(jnp.asarray(u)).items()}, m.reference())
-    return {**found._asdict(), "khat": khat, "seconds": seconds}
+    return {**{key: x if isinstance(x, str) else float(x) for key, x in found._asdict().items()}, "khat": khat, "seconds": seconds}
 
 
 def numpyro_svi(guide: type) -> Callable[[Posterior, Flat], dict[str, object]]:
@@ -84,8 +84,10 @@ def numpyro_svi(guide: type) -> Callable[[Posterior, Flat], dict[str, object]]:
             loc = {n.removesuffix("_auto_loc"): v for n, v in params.items() if n.endswith("_loc")}
             sd = {n.removesuffix("_auto_scale"): v for n, v in params.items() if n.endswith("_scale")}
             return judged(m, flat, np.array(ravel_pytree(loc)[0]), np.diag(np.array(ravel_pytree(sd)[0]) ** 2), seconds)
+        # The guide's vector is in the model's order, a dictionary's ravelled values are in that of their names.
+        order = np.array(ravel_pytree(dict(q._unpack_latent(jnp.arange(float(flat.dimension)))))[0], int)
         root = np.array(params["auto_scale_tril"])
-        return judged(m, flat, np.array(params["auto_loc"]), root @ root.T, seconds)
+        return judged(m, flat, np.array(params["auto_loc"])[order], (root @ root.T)[np.ix_(order, order)], seconds)
 
     return run
 
@@ -138,12 +140,15 @@ PEERS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--peers", default="", help="those whose name begins so")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in options.names or MODELS:
         m, row = MODELS[name], {}
         flat = Flat(m)
         for peer, run in PEERS.items():
+            if not peer.startswith(options.peers):
+                continue
             try:
                 row[peer] = run(m, flat)
             except Exception as error:  # a peer that cannot start, or does not end, is a result
@@ -151,7 +156,7 @@ def main() -> None:
             print(f"{name:<22} {peer:<32} {row[peer]}", flush=True)
         PAGE.parent.mkdir(exist_ok=True)
         known = json.loads(PAGE.read_text()) if PAGE.exists() else {}
-        PAGE.write_text(json.dumps({**known, name: row}, indent=1) + "\n")
+        PAGE.write_text(json.dumps({**known, name: {**known.get(name, {}), **row}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -236,6 +236,7 @@ def main() -> None:
         if options.check:
             print(f"{name:<24} {agreement(m, near_zero(m)):.1e}", flush=True)
         else:
+            jax.clear_caches()
             reference(m, options.draws, options.warmup, target=options.target, seed=options.seed)
 
 
