@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from pyrovi import _arviz
 from pyrovi._exact import ExactPosterior
+from pyrovi._typing import Tensors
+from pyrovi.chains import convergence, effective_sizes
 from pyrovi.errors import PyroviError, SettingsError
 from pyrovi.export import posterior_arrays
 from pyrovi.result import Estimate, Fit
@@ -25,30 +27,45 @@ QUANTILES = {"5%": 0.05, "50%": 0.5, "95%": 0.95}
 Sample = dict[str, NDArray[np.float64]]
 
 
-def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 10_000, seed: int | None = None) -> pd.DataFrame:
+def compare(
+    fit: Fit | Any,
+    other: ExactPosterior | Fit | Any,
+    *,
+    draws: int = 10_000,
+    seed: int | None = None,
+    force: bool = False,
+) -> pd.DataFrame:
     """Set a fit beside a reference, a row for each scalar of each variable that both have.
 
     Args:
         fit: A `Fit`, or any ArviZ container with a posterior group.
-        other: The reference: an `ExactPosterior`, another `Fit`, or any ArviZ container, of NUTS draws for instance.
+        other: The reference: an `ExactPosterior`, as of a recipe or from `exact`; the container that `nuts` gives, or any other of
+            ArviZ's; or another `Fit`.
         draws: Draws from a `Fit`; 10,000 put a Monte Carlo error of 0.01 sd on a mean and 0.7% on an sd.
         seed: For those draws; each fit's own when None.
+        force: Whether to take Markov chains that have not converged for a reference all the same.
 
     Returns:
-        A DataFrame with the columns `mean`, `mean_ref`; `error`, the difference of the means in units of the
-        reference's sd; `sd`, `sd_ref`, `sd_ratio`; `5%`, `50%`, `95%` and the same with `_ref`; and `wasserstein`, the
-        1-Wasserstein distance in reference sds. Of an exact reference the `_ref` columns are exact. Its `attrs` hold
-        `elbo` (not of a point estimate) and, for an exact reference, `log_evidence` and `kl`: KL(q‖p) = log evidence −
-        ELBO, in nats, with its standard error, estimated from the same draws.
+        A DataFrame with the columns `mean`, `mean_ref`; `error`, the difference of the means in units of the reference's sd; `sd`,
+        `sd_ref`, `sd_ratio`; `wasserstein`, the 1-Wasserstein distance in reference sds; `5%`, `50%`, `95%` and the same with
+        `_ref`; and `error_se` and `sd_ratio_se`, the Monte Carlo errors of `error` and `sd_ratio`, from the number of draws and the
+        effective number of the reference's: less than two of them are noise. Of an exact reference the `_ref` columns are exact.
+        Its `attrs` hold `elbo` (not of a point estimate). For an exact reference they hold `log_evidence` and `kl`: KL(q‖p) = log
+        evidence − ELBO, in nats, with its standard error. For another fit they hold `elbo_ref`; where the two are of one model and
+        its data, `elbo_ref` − `elbo` is by how much KL(q‖p) of the first is the larger.
 
     Raises:
-        PyroviError: The two have no variable in common, or one has another shape in the reference.
+        PyroviError: The two have no variable in common, one has another shape in the reference, or the reference's chains have an
+            R-hat above 1.01, an effective size below 400 or divergences.
     """
     import pandas as pd
 
     drawn = fit.draws(draws, seed=seed) if isinstance(fit, Fit) and fit.problem is not None else None
-    sample = {n: v.double().cpu().numpy() for n, v in drawn.posterior.items()} if drawn is not None else _sample(fit, draws, seed)
+    kept = getattr(fit, "sample", None) is not None  # draws other than q's own are what the fit answers with
+    sample = _arrays(drawn.posterior) if drawn is not None and not kept else _sample(fit, draws, seed)
+    exact = isinstance(other, ExactPosterior)
     reference = other.marginals if isinstance(other, ExactPosterior) else _sample(other, draws, seed)
+    sizes = {} if isinstance(other, (ExactPosterior, Fit)) else _sizes(other, force)
     common = [name for name in sample if name in reference]
     if not common:
         raise PyroviError(
@@ -57,7 +74,7 @@ def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 1
     rows: dict[str, dict[str, float]] = {}
     for name in common:
         q = _columns(sample[name])
-        ref = _exact(reference[name], q.shape[0]) if isinstance(other, ExactPosterior) else _sampled(reference[name])
+        ref = _exact(reference[name], q.shape[0]) if exact else _sampled(reference[name], sizes.get(name))
         shape = sample[name].shape[1:]
         if ref["shape"] != shape:
             raise PyroviError(f"{name!r} has shape {shape} in the fit and {ref['shape']} in the reference")
@@ -72,7 +89,20 @@ def compare(fit: Fit | Any, other: ExactPosterior | Fit | Any, *, draws: int = 1
     elif isinstance(fit, Fit):
         stats = _arviz.group(fit.stored, "sample_stats")
         table.attrs.update(_evidence(np.ravel(stats["lp"] - stats["log_q"]), other))
+    if isinstance(other, Fit) and other.problem is not None and not other.point_estimate and "elbo" in table.attrs:
+        table.attrs["elbo_ref"] = _evidence(other.draws(draws, seed=seed).elbo.numpy(), None)["elbo"]
     return table
+
+
+def _sizes(reference: Any, force: bool) -> dict[str, NDArray[np.float64]]:
+    """The effective numbers of draws in a container, which must be fit to judge by where they are Markov chains."""
+    found = convergence(reference)
+    if found is not None and found.trouble and not force:
+        raise PyroviError(
+            f"the reference's chains are not fit to judge by: {found.trouble}; run more draws or another parametrisation, or pass "
+            "force=True to compare all the same"
+        )
+    return effective_sizes(reference)
 
 
 def _sample(source: Any, draws: int, seed: int | None) -> Sample:
@@ -85,6 +115,10 @@ def _sample(source: Any, draws: int, seed: int | None) -> Sample:
         raise SettingsError(
             f"compare takes fits, exact posteriors and ArviZ containers with a posterior group; got {type(source).__name__}"
         ) from error
+
+
+def _arrays(tensors: Tensors) -> Sample:
+    return {name: value.double().cpu().numpy() for name, value in tensors.items()}
 
 
 def _columns(sample: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,7 +140,7 @@ def _exact(marginal: Any, n: int) -> dict[str, Any]:
     }
 
 
-def _sampled(sample: NDArray[np.float64]) -> dict[str, Any]:
+def _sampled(sample: NDArray[np.float64], size: NDArray[np.float64] | None) -> dict[str, Any]:
     flat = _columns(sample)
     return {
         "shape": sample.shape[1:],
@@ -114,6 +148,7 @@ def _sampled(sample: NDArray[np.float64]) -> dict[str, Any]:
         "sd": flat.std(0, ddof=1),
         **{name: np.quantile(flat, p, axis=0) for name, p in QUANTILES.items()},
         "sorted": np.sort(flat, axis=0),
+        "size": np.full(flat.shape[1], len(flat)) if size is None else size.reshape(-1),
     }
 
 
@@ -122,6 +157,10 @@ def _row(q: NDArray[np.float64], ref: Mapping[str, Any]) -> dict[str, float]:
 
     mean, sd, unit = q.mean(), q.std(ddof=1), float(ref["sd"])
     with np.errstate(divide="ignore", invalid="ignore"):
+        # Of a mean it is sd/√n, of an sd about sd √((kurtosis − 1)/4n); an exact reference has none.
+        noise = [(sd / unit) ** 2 / q.size, _sd_noise(q) / q.size]
+        if "size" in ref:
+            noise = [noise[0] + 1 / ref["size"], noise[1] + _sd_noise(ref["sorted"]) / ref["size"]]
         row = {
             "mean": mean,
             "mean_ref": ref["mean"],
@@ -131,9 +170,16 @@ def _row(q: NDArray[np.float64], ref: Mapping[str, Any]) -> dict[str, float]:
             "sd_ratio": sd / unit,
             "wasserstein": wasserstein_distance(q, ref["sorted"]) / unit,
         }
-    for name, p in QUANTILES.items():
-        row[name], row[f"{name}_ref"] = np.quantile(q, p), ref[name]
+        for name, p in QUANTILES.items():
+            row[name], row[f"{name}_ref"] = np.quantile(q, p), ref[name]
+        row |= {"error_se": math.sqrt(noise[0]), "sd_ratio_se": sd / unit * math.sqrt(noise[1])}
     return {key: float(value) for key, value in row.items()}
+
+
+def _sd_noise(x: NDArray[np.float64]) -> float:
+    """The variance of log sd of one draw's worth of a sample: a quarter of its kurtosis less one."""
+    centred = x - x.mean()
+    return float(np.mean(centred**4) / np.mean(centred**2) ** 2 - 1) / 4
 
 
 def _evidence(elbos: NDArray[np.float64], other: Any) -> dict[str, Any]:

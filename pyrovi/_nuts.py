@@ -16,6 +16,7 @@ import numpy as np
 import pyro
 import torch
 from numpy.typing import NDArray
+from pyro import poutine
 from pyro.infer import MCMC, NUTS
 
 from pyrovi import _arviz
@@ -24,7 +25,7 @@ from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Model, Path, Tensors
 from pyrovi.chains import convergence
 from pyrovi.closed_form import log_volume
-from pyrovi.density import Density, _compiled, recorded
+from pyrovi.density import Density, _compiled, record, recorded
 from pyrovi.draws import predict
 from pyrovi.errors import ModelError, RunFolderError, SettingsError, first_line
 from pyrovi.export import dataset
@@ -40,8 +41,8 @@ FILE = "nuts.nc"
 MOST_DENSE = 200
 """Latent scalars that are whitened by their whole covariance; more by their sds, and NUTS adapts to sds only."""
 
-PATIENCE = 10_000
-"""Gradients before they are compiled: some seconds' worth."""
+PATIENCE = 20_000
+"""Gradients before they are compiled: about ten seconds of them, as compiling takes."""
 
 
 def nuts(
@@ -302,6 +303,31 @@ def _chain(potential: _Potential, start: torch.Tensor, settings: dict[str, Any],
     return _Chain(mcmc.get_samples()["z"], diverging, np.array(acceptance), np.array(steps), float(kernel.step_size))
 
 
+def _computed(problem: Problem, density: Density, rows: torch.Tensor, names: list[str]) -> Tensors:
+    """The deterministic sites at rows of the flat vector: recorded like the density, or one row at a time by Pyro."""
+    dtype, before = rows.dtype, torch.get_default_dtype()
+    data = {n: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in problem.data.items()}
+
+    def values(u: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        latents = {part.name: part.transform(u[part.start : part.stop].reshape(part.shape)) for part in density.parts}
+        trace = poutine.trace(poutine.condition(problem.model, data=latents)).get_trace(**data)
+        return tuple(trace.nodes[name]["value"] for name in names)
+
+    try:
+        torch.set_default_dtype(dtype)
+        with poutine.block(), torch.no_grad():
+            program = torch.func.vmap(record(values, rows[0]))
+            blocks = [program(block) for block in rows.split(1_000)]
+        return {name: torch.cat([block[i] for block in blocks]) for i, name in enumerate(names)}
+    except Exception:  # whatever a model raises when its latents are not numbers yet
+        torch.set_default_dtype(before)
+        given = {name: value.to(problem.dtype) for name, value in density.sites(rows).items()}
+        made = predict(problem, len(rows), given, problem.data)
+        return {name: made[name] for name in names}
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _container(
     problem: Problem, density: Density, runs: list[_Chain], u: list[torch.Tensor], told: dict[str, Any], began: float
 ) -> Any:
@@ -309,10 +335,8 @@ def _container(
     sites = density.sites(rows)
     log_p = density(rows) - sum(log_volume(part, rows[:, part.start : part.stop]) for part in density.parts)
     values: Tensors = dict(sites)
-    if wanted := structure.of_kind("deterministic"):
-        given = {name: value.to(problem.dtype) for name, value in sites.items()}
-        made = predict(problem, len(rows), given, {})
-        values |= {name: made[name] for name in wanted}
+    if wanted := list(structure.of_kind("deterministic")):
+        values |= _computed(problem, density, rows, wanted)
     arrays, dims = {}, {}
     for name, value in values.items():
         axes, owners = structure.sites[name].axes()

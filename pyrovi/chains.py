@@ -41,7 +41,9 @@ class Convergence:
     def trouble(self) -> str | None:
         """What is wrong, in numbers; None where the draws can be relied on."""
         found = []
-        if not self.r_hat <= LARGEST_R_HAT:
+        if not self.worst[0]:
+            found.append("one chain only, which has no r-hat")
+        elif not self.r_hat <= LARGEST_R_HAT:
             found.append(f"r-hat {self.r_hat:.3f} of {self.worst[0]!r}, above {LARGEST_R_HAT}")
         for name, size, where in (("bulk", self.ess_bulk, self.worst[1]), ("tail", self.ess_tail, self.worst[2])):
             if not size >= LEAST_ESS:
@@ -59,11 +61,14 @@ def convergence(data: Any) -> Convergence | None:
         return None
     az, figures, worst = _arviz.arviz(), [], []
     for figure, lowest in (
-        (az.rhat(posterior), False),
+        (az.rhat(posterior) if posterior.sizes["chain"] > 1 else None, False),
         (az.ess(posterior, method="bulk"), True),
         (az.ess(posterior, method="tail", prob=(0.05, 0.95)), True),
     ):
-        by_name = {str(name): _extreme(np.asarray(values), lowest) for name, values in figure.data_vars.items()}
+        by_name = {
+            str(name): _extreme(np.asarray(values), lowest)
+            for name, values in (figure.data_vars.items() if figure is not None else ())
+        }
         known = {name: value for name, value in by_name.items() if value is not None}  # a constant has none
         name = (min if lowest else max)(known, key=lambda n: known[n]) if known else ""
         figures.append(known.get(name, float("nan")))

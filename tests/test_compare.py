@@ -9,6 +9,7 @@ from scipy import stats
 
 import pyrovi
 from pyrovi import _arviz
+from pyrovi.export import dataset
 from pyrovi.models import normal_mean
 
 DATA = normal_mean.load()
@@ -90,3 +91,79 @@ def test_elements_of_a_matrix_are_named():
     fit = pyrovi.recipe("gamma_poisson").fit(steps=2, particles=2)
     recipe = pyrovi.recipe("gamma_poisson")
     assert list(pyrovi.compare(fit, recipe.exact(**recipe.load()), draws=50).index[:2]) == ["theta[0]", "theta[1]"]
+
+
+def chains(x, diverging=None):
+    """An ArviZ container of chains of `w`, shape `(chains, draws)`."""
+    groups = {"posterior": dataset({"w": x}, {}, {})}
+    if diverging is not None:
+        groups["sample_stats"] = dataset({"diverging": diverging}, {}, {})
+    return _arviz.container(groups, {})
+
+
+def normal_chains(seed=0, shape=(4, 1_000), correlation=0.0):
+    """Autoregressive draws of the exact posterior."""
+    e = np.random.default_rng(seed).normal(size=shape)
+    for t in range(1, shape[1]):
+        e[:, t] = correlation * e[:, t - 1] + (1 - correlation**2) ** 0.5 * e[:, t]
+    p = EXACT.marginals["w"]
+    return p.mean() + p.std() * e
+
+
+@pytest.mark.parametrize(
+    ("container", "reason"),
+    [
+        (chains(normal_chains() + 0.1 * np.arange(4)[:, None]), "r-hat 1.[0-9]{3} of 'w', above 1.01"),
+        (chains(normal_chains(shape=(4, 80))), "bulk ESS [0-9]+ of 'w', below 400, tail ESS [0-9]+ of 'w', below 400"),
+        (chains(normal_chains(), np.arange(4_000).reshape(4, 1_000) == 7), "1 divergence;"),
+        (chains(normal_chains(), np.arange(4_000).reshape(4, 1_000) < 9), "9 divergences"),
+        (chains(normal_chains(shape=(1, 2_000)), np.zeros((1, 2_000), bool)), "one chain only"),
+    ],
+)
+def test_chains_that_have_not_converged_are_no_reference(container, reason):
+    fit = held_at(0.0, 1.0)
+    with pytest.raises(pyrovi.PyroviError, match=reason):
+        pyrovi.compare(fit, container, draws=100)
+    assert len(pyrovi.compare(fit, container, draws=100, force=True)) == 1
+
+
+def test_clean_chains_are_a_reference():
+    table = pyrovi.compare(held_at(0.0, 1.0), chains(normal_chains(), np.zeros((4, 1_000), bool)), draws=1_000)
+    assert table.loc["w", "mean_ref"] == pytest.approx(EXACT.mean()["w"], abs=0.01)
+
+
+def test_the_stated_noise_is_the_spread_over_seeds():
+    """Against chains with an autocorrelation of 0.8, so worth a ninth of their number; over 60 seeds the errors' sds are the stated
+    ones within 4 of their own standard errors, 1/√120, and a tenth more for the error of an effective size of 440."""
+    p = EXACT.marginals["w"]
+    fit = held_at(p.mean() + 0.3 * p.std(), 0.8 * p.std())
+    rows = [
+        pyrovi.compare(fit, chains(normal_chains(seed, correlation=0.8)), draws=500, seed=seed, force=True).loc["w"]
+        for seed in range(60)
+    ]
+    for value, stated in (("error", "error_se"), ("sd_ratio", "sd_ratio_se")):
+        spread = np.std([row[value] for row in rows], ddof=1)
+        assert spread == pytest.approx(np.mean([row[stated] for row in rows]), rel=4 / 120**0.5 + 0.1)
+    assert np.mean([row["error"] for row in rows]) == pytest.approx(0.3, abs=0.03)
+
+
+def test_of_an_exact_reference_only_the_fit_is_noisy():
+    p = EXACT.marginals["w"]
+    row = pyrovi.compare(held_at(p.mean(), 2 * p.std()), EXACT, draws=10_000).loc["w"]
+    assert row["error_se"] == pytest.approx(2 / 100, rel=0.05)
+    assert row["sd_ratio_se"] == pytest.approx(2 / 2**0.5 / 100, rel=0.1)
+    assert abs(row["error"]) < 4 * row["error_se"]
+
+
+def test_of_two_fits_the_elbos_differ_by_the_difference_of_their_divergences():
+    p = EXACT.marginals["w"]
+    near, far = (held_at(p.mean() + shift * p.std(), p.std()) for shift in (0.0, 1.0))
+    attrs = pyrovi.compare(far, near, draws=4_000).attrs
+    difference = attrs["elbo_ref"].value - attrs["elbo"].value
+    assert difference == pytest.approx(0.5, abs=4 * np.hypot(attrs["elbo"].se, attrs["elbo_ref"].se))
+
+
+def test_a_user_s_own_conjugate_model_has_a_reference_too():
+    fit = held_at(0.0, 1.0)
+    own, byhand = (pyrovi.compare(fit, exact, draws=500) for exact in (pyrovi.exact(normal_mean.model, DATA), EXACT))
+    assert own.attrs["kl"].value == pytest.approx(byhand.attrs["kl"].value, abs=1e-9)
