@@ -7,21 +7,20 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from numpy.typing import NDArray
 from pyro.infer.autoguide import AutoContinuous
 
 from pyrovi._exact import ExactPosterior
 from pyrovi.agreement import Agreement, against_exact, against_weighted, columns
-from pyrovi.density import Density, recorded
-from pyrovi.draws import draw, prior
-from pyrovi.errors import ModelError, SettingsError, first_line
+from pyrovi.density import Density
+from pyrovi.draws import draw
+from pyrovi.errors import SettingsError, first_line
 from pyrovi.estimate import Estimate
 from pyrovi.evidence import Local, local_weights
 from pyrovi.importance import Weights, weigh
-from pyrovi.modes import look, spread
 from pyrovi.preflight import Problem
+from pyrovi.restarts import RESTARTS, UNRECORDED, density_of, refitted, restarted, spread_of
 from pyrovi.result import Fit, Status
 from pyrovi.stopping import plateau
 from pyrovi.verdict import SD_TOLERANCE, Evidence, Verdict, judge
@@ -43,13 +42,8 @@ MOST_SCALARS = 40_000_000
 UNVECTORIZED = 4_000
 """Draws at most of a model that runs one at a time: some seconds."""
 
-MOST_DATA, LOCAL_DRAWS, LOCAL_SCALARS = 256, 4_000, 200_000_000
+MOST_DATA, LOCAL_DRAWS, LOCAL_SCALARS = 200, 4_000, 100_000_000
 """Where every datum has its own weights: data, draws of each, and numbers that model and guide compute for them."""
-
-RESTARTS = 12
-
-MOST_LATENTS = 1_000
-"""For restarts, whose cost grows with the square."""
 
 FEWEST_STEPS = 200
 """Of a noisy optimisation, below which its trace says nothing."""
@@ -108,10 +102,12 @@ def check(
         local = None if exact is not None else local_weights(problem, *_local_size(problem))
         if local is not None:
             evidence = replace(
-                evidence, **_of_data(local, problem), **_spread(problem, restarts, fit.seed if seed is None else seed)
+                evidence, **_of_data(local, problem), **spread_of(problem, restarts, fit.seed if seed is None else seed)
             )
         else:
             evidence = _of_draws(evidence, fit, problem, exact, max_draws, restarts, fit.seed if seed is None else seed)
+    if evidence.untested.startswith(UNRECORDED) and restarts and exact is None:
+        evidence = replace(evidence, **refitted(fit, evidence, fit.seed if seed is None else seed))
     converged, convergence = _rest(fit, evidence)
     return judge(replace(evidence, converged=converged, convergence=convergence))
 
@@ -142,7 +138,7 @@ def _of_draws(
     evidence: Evidence, fit: Fit, problem: Problem, exact: ExactPosterior | None, max_draws: int | None, restarts: int, seed: int
 ) -> Evidence:
     """What draws from q, weighted, and restarts say."""
-    density = _density(problem)
+    density = density_of(problem)
     try:
         taken = _drawn(problem, density, exact, max_draws)
     except (RuntimeError, ValueError) as error:
@@ -172,18 +168,7 @@ def _of_draws(
             se = math.sqrt(float(np.square(w.weights - 1 / len(ratio) - (ratio - ratio.mean()) / len(ratio)).sum()))
             kl = Estimate(log_evidence.value - elbo.value, se)
         evidence = replace(evidence, log_evidence=log_evidence, kl=kl, **_bounds(taken))
-    return replace(evidence, **_restarted(problem, density, taken, evidence, restarts, seed))
-
-
-def _density(problem: Problem) -> Density | str:
-    """The model's log density as a function, or why there is none."""
-    if problem.structure.dimension > MOST_LATENTS:
-        return f"the model has {problem.structure.dimension:,} latent scalars, more than {MOST_LATENTS:,}"
-    try:
-        with pyro.validation_enabled(False):
-            return recorded(problem)
-    except ModelError as error:
-        return f"restarts take a model whose density can be recorded, and {first_line(error)}"
+    return replace(evidence, **restarted(problem, density, taken.latents, taken.weights, evidence, restarts, seed))
 
 
 def _draws(problem: Problem, density: Density | str, n: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -203,7 +188,7 @@ def _drawn(problem: Problem, density: Density | str, exact: ExactPosterior | Non
     sites = problem.structure.sites.values()
     scalars = max(1, sum(site.shape.numel() for site in sites))
     kept = max(1, sum(site.shape.numel() for site in sites if site.kind in ("latent", "deterministic")))
-    most = max_draws or min(MOST_DRAWS, max(1_000, min(MOST_SCALARS // kept, 50 * MOST_SCALARS // scalars)))
+    most = max_draws or min(MOST_DRAWS, max(1_000, min(MOST_SCALARS // kept, 20 * MOST_SCALARS // scalars)))
     functions = not isinstance(density, str) and isinstance(problem.guide, AutoContinuous)
     if not problem.vectorize and not functions and max_draws is None:
         most = min(most, UNVECTORIZED)
@@ -221,7 +206,8 @@ def _drawn(problem: Problem, density: Density | str, exact: ExactPosterior | Non
         if n < SURE_DRAWS and good and not weights.khat + CLEARLY * weights.khat_se < weights.threshold:
             good = None
         settled = agreement.decided and (exact is not None or (good is not None and (good is before or n >= SURE_DRAWS)))
-        if n >= most or settled or good is False is before:
+        hopeless = not weights.khat - CLEARLY / 2 * weights.khat_se < weights.threshold
+        if n >= most or settled or (exact is None and (hopeless or good is False is before)):
             latents = {name: sample[name] for name in problem.structure.latent}
             return _Taken(labels, x, latents, ratio, weights, agreement)
         n, before = min(2 * n, most), good
@@ -240,74 +226,6 @@ def _bounds(taken: _Taken) -> dict[str, Any]:
     with np.errstate(all="ignore"):
         fourth = float(np.nanmax(np.power((taken.x - taken.x.mean(0)) / taken.x.std(0), 4).mean(0), initial=3.0))
     return {"mean_bound": math.sqrt(chi2), "wasserstein_bound": 2 * (fourth * chi2) ** 0.25}
-
-
-def _restarted(
-    problem: Problem, density: Density | str, taken: _Taken, evidence: Evidence, restarts: int, seed: int
-) -> dict[str, Any]:
-    """Whether other modes are there."""
-    if not restarts or isinstance(density, str):
-        return {"untested": density if isinstance(density, str) else "restarts=0"}
-    u = _coordinates(problem, density, taken.latents)
-    inside = np.isfinite(u).all(1) & np.isfinite(taken.ratio)
-    weights = np.where(inside, taken.weights.weights, 0.0)
-    if not weights.sum() > 0:
-        return {"untested": "no draw from q has a density under the model"}
-    with pyro.validation_enabled(False):
-        found = look(
-            density,
-            u[inside],
-            weights[inside] / weights.sum(),
-            max(taken.weights.log_mean, evidence.elbo.value if evidence.elbo else -math.inf),
-            _prior(problem, density),
-            restarts=restarts,
-            seed=seed,
-        )
-    if not found.found:
-        return {"untested": "no restart found a Gaussian with a finite ELBO"}
-    return {
-        "restarts": found.found,
-        "rhat": found.rhat,
-        "rhat_worst": found.rhat_worst,
-        "missed": found.missed,
-        "missed_where": found.where,
-        "switched": found.switched,
-    }
-
-
-def _spread(problem: Problem, restarts: int, seed: int) -> dict[str, Any]:
-    """Whether restarts give every datum's latents the Gaussian that q gives them."""
-    density = _density(problem)
-    if not restarts or isinstance(density, str):
-        return {"untested": density if isinstance(density, str) else "restarts=0"}
-    u = _coordinates(problem, density, draw(problem, 1_000).posterior)
-    if not np.isfinite(u).all():
-        return {"untested": "some draws from q lie outside of the latents' supports"}
-    with pyro.validation_enabled(False):
-        found = spread(density, u, _prior(problem, density), restarts=restarts, seed=seed)
-    told = {"rhat": found.rhat, "rhat_worst": found.rhat_worst}
-    if found.where:
-        return {**told, "untested": f"restarts disagree about {found.where}, and what share each has is not known"}
-    return {**told, "restarts": found.found} if found.found else {"untested": "no restart found a Gaussian with a finite ELBO"}
-
-
-def _coordinates(problem: Problem, density: Density, values: dict[str, torch.Tensor]) -> Array:
-    """Latents' values, `(n, *shape)` each, as rows of the density's coordinates."""
-    rows = []
-    for part in density.parts:
-        site = problem.structure.latent[part.name]
-        x = values[part.name].double()
-        rows.append(part.transform.inv(x.reshape(len(x), *site.shape)).reshape(len(x), -1))
-    return torch.cat(rows, 1).cpu().numpy()
-
-
-def _prior(problem: Problem, density: Density) -> Array:
-    """Prior draws in the density's coordinates; none where the model cannot be run forwards."""
-    try:
-        u = _coordinates(problem, density, {n: v for n, v in prior(problem, 16)[0].items() if n in problem.structure.latent})
-    except (RuntimeError, ValueError, NotImplementedError):
-        return np.zeros((0, density.dimension))
-    return u[np.isfinite(u).all(1)]
 
 
 def _local_size(problem: Problem) -> tuple[int, int]:

@@ -25,6 +25,9 @@ QUANTILES = (0.05, 0.5, 0.95)
 BANDWIDTH = 0.02
 """In probability, over which the density at a quantile is read off the draws."""
 
+ROUNDING = 1e-7
+"""Sds, beside means, that float32 cannot tell from none."""
+
 
 class Agreement(NamedTuple):
     """The largest differences, each with its standard error and the variable whose it is; None where nothing can be compared."""
@@ -65,7 +68,7 @@ def against_weighted(labels: list[str], x: Array, weights: Array) -> Agreement:
     mean_se = np.sqrt(np.square(w * (x - weighted) - (x - plain) / n).sum(0)) / sd_w
     spread, spread_w = np.square((x - plain) / sd), np.square((x - weighted) / sd_w)
     sd_se = np.sqrt(np.square(w * (spread_w - 1) - (spread - 1) / n).sum(0)) / 2
-    constant = (sd == 0) & (sd_w == 0)
+    constant = np.maximum(sd, sd_w) <= ROUNDING * np.abs(plain)
     quantile, quantile_se = (
         np.array([_quantile_error(x[:, j], weights, weighted[j], sd_w[j]) for j in range(x.shape[1])]).reshape(-1, 2).T
     )

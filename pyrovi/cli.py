@@ -19,7 +19,6 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import pyrovi
-from pyrovi._check import RESTARTS
 from pyrovi._fit import METHODS
 from pyrovi._target import OWN, pairs, program, read
 from pyrovi.engine import ENGINES
@@ -28,6 +27,7 @@ from pyrovi.gradients import GRADIENTS
 from pyrovi.guides.auto import GUIDES
 from pyrovi.objective import OBJECTIVES
 from pyrovi.optim import OPTIMIZERS, SCHEDULES
+from pyrovi.restarts import RESTARTS
 from pyrovi.runs import REPORT, check_folder, keep_verdict
 
 if TYPE_CHECKING:

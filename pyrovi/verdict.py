@@ -24,6 +24,14 @@ SD_TOLERANCE = 0.1
 """How far an sd may be off, relative."""
 
 
+FEWEST_EFFECTIVE = 400
+"""Effective draws below which weights mend nothing: a mean's Monte Carlo error is then 0.05 sd, an sd's 4%, and the worst of a hundred
+three times that."""
+
+MOST_RHAT, MOST_EVIDENCE_SE = 1.02, 0.1
+"""Of draws moved to the posterior in eight groups: 1.02 is when the groups' means lie 0.2 sd apart, and their own mean is known to 0.07."""
+
+
 class Level(StrEnum):
     """What a fit may be used for."""
 
@@ -72,6 +80,10 @@ class Evidence:
         missed_where: and the variables by which they differ.
         switched: Whether they differ by the labels alone.
         untested: Why there were no restarts.
+        moved: Draws that were moved from q to the posterior by degrees, and used in place of weighted ones,
+        moved_rhat: the nested R-hat of their groups, of means and squares, the largest,
+        moved_evidence: and the log evidence by them.
+        kept: Whether the fit keeps such draws, weighted or moved, and gives them as its posterior.
         mean_bound: The largest error of any mean that the weights allow for, in sds of q,
         wasserstein_bound: and 2-Wasserstein distance of a marginal.
     """
@@ -106,6 +118,10 @@ class Evidence:
     missed_where: str = ""
     switched: bool = False
     untested: str = ""
+    moved: int | None = None
+    moved_rhat: float | None = None
+    moved_evidence: Estimate | None = None
+    kept: bool = False
     mean_bound: float | None = None
     wasserstein_bound: float | None = None
 
@@ -174,8 +190,11 @@ def judge(evidence: Evidence) -> Verdict:
         )
     level, reasons = _level(e)
     lines = [f"{'; '.join(reasons)}."]
-    lines += [line for line in (_moments(e), _close(e), _distance(e), _restarts(e)) if line]
-    if level is Level.reweight:
+    told = (_converged(e), _close(e), _moments(e), _distance(e), _restarts(e)) if e.finite > 0.5 else (_converged(e),)
+    lines += [line for line in told if line]
+    if level is Level.reweight and e.data is not None:
+        lines.append("Next: fit.estimate_bound(), which weights every datum's draws; draws themselves want a richer guide.")
+    elif level is Level.reweight:
         lines.append("Next: fit.importance_resample(), whose draws are the weighted ones.")
     elif level in (Level.enrich, Level.sample):
         lines.append(_next(e))
@@ -184,28 +203,39 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _level(e: Evidence) -> tuple[Level, list[str]]:
     climb = Level.enrich if e.richer else Level.sample
-    if e.elbo is not None and not math.isfinite(e.elbo.value) and e.finite <= 0.5:
-        return climb, [f"{1 - e.finite:.0%} of q's draws have no finite density under the model"]
+    if e.finite <= 0.5:
+        return climb, [f"{_share(1 - e.finite)} of q's draws have no finite density under the model"]
     doubts = _doubts(e)
-    if e.missed and not e.exact and not e.switched:
-        return climb, [
-            f"q does not visit a part of the posterior, at least {_share(e.missed)} of it, which lies off in {e.missed_where}"
-        ]
     if e.exact and not doubts:
         return Level.trust, ["q agrees with the exact posterior"]
     usable = e.weights_good if e.data is None else bool(e.share_above == 0)
-    if not usable:
-        return climb, [_unusable(e)]
+    missed = []
+    if e.missed and not e.exact and not e.switched:
+        missed = [
+            f"q does not visit a part of the posterior, at least {_share(e.missed)} of it, which lies off in {e.missed_where}"
+        ]
+    if missed or not usable:
+        return climb, [*([] if usable else [_unusable(e)]), *missed]
     if doubts:
         return Level.reweight, doubts
     return Level.trust, ["q is right as it is, as far as was tested"]
+
+
+def _moved(e: Evidence, climb: Level) -> tuple[Level, list[str]]:
+    """Of draws that were moved to the posterior: whether groups that never met agree about it."""
+    assert e.moved is not None
+    rhat, evidence = e.moved_rhat or math.inf, e.moved_evidence or Estimate(math.nan, math.inf)
+    said = f"{e.moved:,} draws were moved from q to the posterior: nested R-hat {rhat:.3f}, log evidence {evidence}"
+    if rhat < MOST_RHAT and evidence.se < MOST_EVIDENCE_SE and e.khat is not None and e.khat < 1:
+        return Level.reweight, [said]
+    return climb, [f"{said}, which is not enough for them to be trusted (below {MOST_RHAT}, and ± {MOST_EVIDENCE_SE})"]
 
 
 def _doubts(e: Evidence) -> list[str]:
     """What stands between usable weights and trust."""
     doubts = []
     if e.converged is not True:
-        doubts.append(f"the optimisation has not come to rest ({e.convergence})" if e.convergence else "convergence was not tested")
+        doubts.append("convergence was not tested" if e.converged is None else "the optimisation has not come to rest")
     against = "the exact posterior" if e.exact else "its own weighted draws"
     for what, error, worst, tolerance, unit in (
         ("mean", e.mean_error, e.mean_worst, MEAN_TOLERANCE, " sd"),
@@ -243,6 +273,13 @@ def _unusable(e: Evidence) -> str:
     return f"q is too far from the posterior for weights to mend: {_khat(e)}, above {e.threshold:.2f}"
 
 
+def _converged(e: Evidence) -> str:
+    if e.converged is None or not e.convergence:
+        return ""
+    what = e.convergence.split(". ")[0].rstrip(".")
+    return f"Converged? {'Yes' if e.converged else 'No'}: {what}."
+
+
 def _close(e: Evidence) -> str:
     if e.data is not None:
         worst = f", the largest {e.khat_worst:.2f}" if e.khat_worst is not None and math.isfinite(e.khat_worst) else ""
@@ -261,7 +298,7 @@ def _khat(e: Evidence) -> str:
 
 
 def _moments(e: Evidence) -> str:
-    if e.mean_error is None or e.sd_error is None:
+    if e.mean_error is None or e.sd_error is None or (not e.exact and e.weights_good is False):
         return ""
     against = "the exact posterior" if e.exact else "the weighted draws"
     return (
@@ -273,6 +310,8 @@ def _moments(e: Evidence) -> str:
 def _distance(e: Evidence) -> str:
     if e.kl is None or e.log_evidence is None or e.elbo is None:
         return ""
+    if not e.exact and e.data is None and e.weights_good is False:
+        return f"How far? ELBO {_nats(e.elbo)} nats; with such weights the log evidence, and so KL(q‖p), cannot be estimated."
     how = "exact" if e.exact else "by importance sampling"
     evidence = f"{e.log_evidence.value:,.3f}" if e.exact else _nats(e.log_evidence)
     bound = f" No mean is off by more than {e.mean_bound:.2g} sd of q." if e.mean_bound is not None and e.mean_bound < 10 else ""
@@ -295,7 +334,8 @@ def _restarts(e: Evidence) -> str:
 
 
 def _next(e: Evidence) -> str:
-    return f'Next: guide="{e.richer}".' if e.richer else "Next: pyrovi.nuts(model, data)."
+    first = "let the optimisation come to rest, by more steps or a lower learning rate; then " if e.converged is False else ""
+    return f'Next: {first}guide="{e.richer}".' if e.richer else f"Next: {first}pyrovi.nuts(model, data)."
 
 
 def _nats(e: Estimate) -> str:
@@ -304,7 +344,7 @@ def _nats(e: Estimate) -> str:
 
 
 def _share(x: float) -> str:
-    return f"{x:.2g}" if x < 0.01 and x else f"{x:.0%}"
+    return f"{x:.2g}" if 0 < x < 0.001 else f"{x:.1%}" if 0 < x < 0.1 or 0.99 < x < 1 else f"{x:.0%}"
 
 
 def _plain(value: Any) -> Any:
