@@ -25,11 +25,11 @@ SD_TOLERANCE = 0.1
 
 
 FEWEST_EFFECTIVE = 400
-"""Effective draws below which weights mend nothing: a mean's Monte Carlo error is then 0.05 sd, an sd's 4%, and the worst of a hundred
-three times that."""
+"""Effective draws below which weights mend nothing: a mean's Monte Carlo error is then 0.05 sd, an sd's 4%, and the worst of a
+hundred three times that."""
 
 MOST_RHAT, MOST_EVIDENCE_SE = 1.02, 0.1
-"""Of draws moved to the posterior in eight groups: 1.02 is when the groups' means lie 0.2 sd apart, and their own mean is known to 0.07."""
+"""Of draws moved to the posterior in eight groups: at 1.02 the groups' means lie 0.2 sd apart, and their own mean is known to 0.07."""
 
 
 class Level(StrEnum):
@@ -194,6 +194,8 @@ def judge(evidence: Evidence) -> Verdict:
     lines += [line for line in told if line]
     if level is Level.reweight and e.data is not None:
         lines.append("Next: fit.estimate_bound(), which weights every datum's draws; draws themselves want a richer guide.")
+    elif level is Level.reweight and e.kept:
+        lines.append("Next: nothing; fit.posterior() gives these draws, and so does all that is made from it.")
     elif level is Level.reweight:
         lines.append("Next: fit.importance_resample(), whose draws are the weighted ones.")
     elif level in (Level.enrich, Level.sample):
@@ -205,10 +207,12 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
     climb = Level.enrich if e.richer else Level.sample
     if e.finite <= 0.5:
         return climb, [f"{_share(1 - e.finite)} of q's draws have no finite density under the model"]
+    if e.moved is not None:
+        return _moved(e, climb)
     doubts = _doubts(e)
     if e.exact and not doubts:
         return Level.trust, ["q agrees with the exact posterior"]
-    usable = e.weights_good if e.data is None else bool(e.share_above == 0)
+    usable = bool(e.weights_good and not _few(e)) if e.data is None else bool(e.share_above == 0)
     missed = []
     if e.missed and not e.exact and not e.switched:
         missed = [
@@ -263,11 +267,17 @@ def _doubts(e: Evidence) -> list[str]:
     return doubts
 
 
+def _few(e: Evidence) -> bool:
+    return e.ess is not None and e.ess < FEWEST_EFFECTIVE
+
+
 def _unusable(e: Evidence) -> str:
     if e.data is not None:
         return f"of {e.data:,} data, {_share(e.share_above or 0.0)} have a k-hat that is not below {e.threshold:.2f} beyond doubt"
     if e.khat is None:
         return "importance weights were not measured"
+    if e.weights_good and _few(e):
+        return f"of {e.draws:,} weighted draws {e.ess:,.0f} are effective, fewer than {FEWEST_EFFECTIVE}"
     if e.weights_good is None:
         return f"whether q's weights can be used is not known: {_khat(e)}, the threshold is {e.threshold:.2f}"
     return f"q is too far from the posterior for weights to mend: {_khat(e)}, above {e.threshold:.2f}"
