@@ -29,7 +29,7 @@ FEWEST_EFFECTIVE = 400
 hundred three times that."""
 
 MOST_RHAT, MOST_EVIDENCE_SE = 1.02, 0.1
-"""Of draws moved to the posterior in eight groups: at 1.02 the groups' means lie 0.2 sd apart, and their own mean is known to 0.07."""
+"""Of draws moved to the posterior in eight groups: at 1.02 the groups' means lie 0.2 sd apart, their own mean is within 0.07."""
 
 
 class Level(StrEnum):
@@ -220,6 +220,8 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
         ]
     if missed or not usable:
         return climb, [*([] if usable else [_unusable(e)]), *missed]
+    if doubts and e.kept:
+        return Level.reweight, ["q's draws, weighted, stand for the posterior; q alone does not"]
     if doubts:
         return Level.reweight, doubts
     return Level.trust, ["q is right as it is, as far as was tested"]
