@@ -14,8 +14,9 @@ from pyrovi.errors import GuideError, first_line, nearest
 from pyrovi.guides.flows import AutoFlow
 from pyrovi.guides.gaussian import AutoWhitened
 from pyrovi.guides.mixture import AutoMixture
+from pyrovi.guides.student import AutoStudent
 
-__all__ = ["GUIDES", "HANDWRITTEN", "make_guide"]
+__all__ = ["GUIDES", "HANDWRITTEN", "PROPOSALS", "make_guide"]
 
 GUIDES: dict[str, type[AutoGuide]] = {
     "normal": autoguide.AutoNormal,
@@ -35,6 +36,9 @@ model's own dependencies. `mixture`: a mixture of Gaussians (`pyrovi.guides.mixt
 (`pyrovi.guides.gaussian`). `delta`: a point, the posterior mode of the constrained values. `laplace`: a Gaussian at the mode of the
 unconstrained ones, with the curvature there."""
 
+PROPOSALS: dict[str, type[AutoGuide]] = {"student": AutoStudent}
+"""What a fit without settings may end with, besides, and no optimiser fits."""
+
 # torch has no transform for a mixture's support, which is that of its components.
 MIXTURE = getattr(constraints, "MixtureSameFamilyConstraint", None)  # which older versions of torch have not
 for registry in (biject_to, transform_to) if MIXTURE is not None else ():
@@ -50,7 +54,8 @@ def make_guide(
     """A guide for the model, and the name to call it by.
 
     Args:
-        guide: A name in `GUIDES` or `"auto"` (`"normal"` for now), a class of autoguide, or a guide, which is returned as it is.
+        guide: A name in `GUIDES` or `PROPOSALS`, or `"auto"`, which is `"normal"` here; a class of autoguide; or a guide, which is
+            returned as it is.
         model: The model that an autoguide is made from.
         options: What the named guide, or class, takes beside the model.
 
@@ -60,9 +65,10 @@ def make_guide(
     if guide == "auto":
         guide = "normal"
     if isinstance(guide, str):
-        if guide not in GUIDES:
+        known = GUIDES | PROPOSALS
+        if guide not in known:
             raise GuideError(f"unknown guide {guide!r}; {nearest(guide, [*GUIDES, 'auto'])}")
-        return _made(GUIDES[guide], model, options, guide), guide
+        return _made(known[guide], model, options, guide), guide
     if isinstance(guide, type) and issubclass(guide, AutoGuide):
         return _made(guide, model, options, guide.__name__), guide.__name__
     if options:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.infer.autoguide import init_to_feasible
 
 from pyrovi._typing import Tensors
 from pyrovi.errors import GuideError, nearest
@@ -135,7 +136,9 @@ class AutoWhitened(AutoCoordinates):
         skew: Whether each whitened coordinate has a skewness and a tail weight of its own.
         rank: Of the family `low_rank`; about √d when None.
         start: Whether to look for the coordinates; without it q starts as the standard Gaussian about `init_loc_fn`'s point.
-        others: `AutoCoordinates`'s.
+        centered: As for `AutoCoordinates`,
+        together: likewise,
+        init_loc_fn: and likewise; where the search starts.
     """
 
     def __init__(
@@ -146,7 +149,9 @@ class AutoWhitened(AutoCoordinates):
         skew: bool = False,
         rank: int | None = None,
         start: bool = True,
-        **others: Any,
+        centered: Sequence[str] = (),
+        together: bool = True,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
     ) -> None:
         if family not in FAMILIES:
             raise GuideError(f"unknown family {family!r}; {nearest(str(family), FAMILIES)}")
@@ -154,7 +159,7 @@ class AutoWhitened(AutoCoordinates):
             raise GuideError(f"rank is a whole number of at least 1, for family='low_rank'; got {rank!r} for {family!r}")
         self.family, self.skewed = family, bool(skew)
         self._rank, self._start = rank, start
-        super().__init__(model, **others)
+        super().__init__(model, centered=centered, together=together, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import init_to_feasible
 
 from pyrovi._typing import Tensors
 from pyrovi.errors import GuideError
@@ -104,14 +105,24 @@ class AutoStudent(AutoCoordinates):
     Args:
         model: A Pyro model.
         components: How many.
-        others: `AutoCoordinates`'s.
+        centered: As for `AutoCoordinates`,
+        together: likewise,
+        init_loc_fn: and likewise.
     """
 
-    def __init__(self, model: Callable[..., Any], components: int = 1, **others: Any) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        components: int = 1,
+        *,
+        centered: Sequence[str] = (),
+        together: bool = True,
+        init_loc_fn: Callable[..., Any] = init_to_feasible,
+    ) -> None:
         if not (isinstance(components, numbers.Integral) and components >= 1):
             raise GuideError(f"components must be a whole number of at least 1; got {components!r}")
         self._components: int = int(components)
-        super().__init__(model, **others)
+        super().__init__(model, centered=centered, together=together, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)

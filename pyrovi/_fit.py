@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -18,9 +19,10 @@ import torch
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 
+from pyrovi._auto import NotAutomatic, fit_auto
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Guide, Model, Path, Transform
-from pyrovi.deterministic import fit_deterministic
+from pyrovi.deterministic import SVI_ONLY, fit_deterministic
 from pyrovi.engine import ENGINES
 from pyrovi.errors import SettingsError, nearest
 from pyrovi.fits import Fits
@@ -37,7 +39,7 @@ from pyrovi.task import Task
 __all__ = ["fit", "run"]
 
 
-METHODS = ("svi", "deterministic")
+METHODS = ("auto", "svi", "deterministic")
 
 PLAIN = (bool, int, float, str, tuple, list)
 
@@ -47,7 +49,7 @@ def fit(
     guide: str | type[AutoGuide] | Guide = "auto",
     data: Data | None = None,
     *,
-    method: str = "svi",
+    method: str = "auto",
     steps: int | None = None,
     epochs: int | None = None,
     particles: int = 1,
@@ -88,10 +90,13 @@ def fit(
         model: A Pyro program: a function, `PyroModule` or `nn.Module`.
         guide: A name (`"normal"`, `"multivariate_normal"`, `"low_rank"`, `"structured"`, `"mixture"`, `"flow"`,
             `"whitened"`, `"delta"`, `"laplace"`: `pyrovi.guides.auto`), an autoguide's class or instance, or a program that
-            samples the model's latent sites. `"auto"` is `"normal"` for now.
+            samples the model's latent sites. `"auto"` leaves it to the method; for SVI it is `"normal"`.
         data: Argument name to NumPy array, tensor, DataFrame or xarray array, passed to model and guide by keyword. A
             guide may take fewer. Plain Python values are passed as they are.
-        method: `"svi"`, or `"deterministic"`: a Gaussian (`"normal"`, `"low_rank"`, `"multivariate_normal"`, with
+        method: `"auto"` is SVI where a guide, or any of the settings of SVI below, is given. Where none is, it needs no settings:
+            it finds coordinates, a Gaussian in them, and where weights say that this is not enough, Student-t's, or draws moved to
+            the posterior by degrees; it gives the draws that the weights recommend, with a verdict (`docs/auto.md`).
+            `"deterministic"`: a Gaussian (`"normal"`, `"low_rank"`, `"multivariate_normal"`, with
             `guide_options={"skew": True}` a skewed one) at the optimum of the ELBO over fixed draws, found by L-BFGS and Newton. It
             takes `particles`, the number of those draws, chosen for you when 1, `steps`, the most evaluations, 2,000 when None, and
             of the settings below `guide_options`, `engine`, `seed`, `dtype` (float64 when None), `device`, `progress` and `folder`.
@@ -165,10 +170,49 @@ def fit(
         ['w']
     """
     given = locals()
-    result = _deterministic(**given) if method == "deterministic" else run(**given).best()
+    method = given["method"] = _method(given)
+    if method == "auto":
+        result = _automatic(given)
+    else:
+        result = _deterministic(**given) if method == "deterministic" else run(**given).best()
     if folder is not None:
         result.save(folder)
     return result
+
+
+def _method(given: Mapping[str, Any]) -> str:
+    """The method that is meant: "auto" where neither a guide is named nor anything that only SVI takes."""
+    method = given["method"]
+    if method not in METHODS:
+        raise SettingsError(f"unknown method {method!r}; {nearest(str(method), METHODS)}")
+    if method != "auto":
+        return str(method)
+    ours = {**SVI_ONLY, "guide": "auto", "steps": None, "particles": 1, "guide_options": None, "engine": "auto"}
+    return "auto" if all(given[name] is default or given[name] == default for name, default in ours.items()) else "svi"
+
+
+def _automatic(given: dict[str, Any]) -> Fit:
+    """The fit of `method="auto"`, by SVI where there is no other way."""
+    seed, dtype, folder = given["seed"], given["dtype"], given["folder"]
+    if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**32:
+        raise SettingsError(f"seed must be a whole number from 0 to 2**32 - 1; got {seed!r}")
+    if folder is not None:
+        check_folder(folder)
+    try:
+        return fit_auto(
+            given["model"],
+            given["data"],
+            seed=int(seed),
+            dtype=as_dtype(dtype) if dtype is not None else None,
+            device=_device(given["device"]),
+            progress=given["progress"],
+            versions=_versions(),
+        )
+    except NotAutomatic as why:
+        fit = run(**given | {"method": "svi"}).best()
+        return replace(
+            fit, advice=f"Fitted by SVI with independent Normals, guide='normal', for {why}. {fit.advice}", verdict=fit.check()
+        )
 
 
 def run(
@@ -207,8 +251,6 @@ def run(
     began = time.perf_counter()
     steps, epochs = _count("steps", steps), _count("epochs", epochs)
     particles, restarts, chosen = _count("particles", particles) or 1, _count("restarts", restarts) or 1, _as_list(callbacks)
-    if method not in METHODS:
-        raise SettingsError(f"unknown method {method!r}; {nearest(str(method), METHODS)}")
     if engine not in ENGINES:
         raise SettingsError(f"unknown engine {engine!r}; {nearest(engine, ENGINES)}")
     if stop not in ("auto", None):
@@ -274,7 +316,7 @@ def run(
                 problem,
                 outcomes,
                 settings={
-                    "method": method,
+                    "method": "svi",
                     "guide": problem.guide_name,
                     "guide_options": {k: v for k, v in (guide_options or {}).items() if isinstance(v, PLAIN)},
                     "objective": objective_name,

@@ -64,5 +64,5 @@ def fit_many(model: Model, guide: str | Guide = "auto", data: Data | None = None
     both = [name for name in over if name in (data or {})]
     if both:
         raise DataError(f"data and over both have {both[0]!r}; give it in one of them")
-    chosen = {**{name: p.default for name, p in takes.items()}, **settings}
+    chosen = {**{name: p.default for name, p in takes.items()}, **settings, "method": "svi"}
     return run(model=model, guide=guide, data=data, over=over, **chosen)

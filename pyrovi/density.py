@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +221,7 @@ class Density:
         row: The recording of one row.
         unconstrained: That of the latents' unconstrained values at a row, where that holds other coordinates (`pyrovi.centering`),
             and that of the way back.
+        centered: The sites that hold them.
         dtype: What the model was recorded in.
         device: Where.
         patience: How many numbers a recording computes before it is compiled; 0 to compile at once, infinity for never.
@@ -234,10 +235,12 @@ class Density:
         device: Any,
         patience: float,
         unconstrained: tuple[torch.fx.GraphModule, torch.fx.GraphModule] | None = None,
+        centered: Collection[str] = (),
     ) -> None:
         self.parts, self.dimension = parts, parts[-1].stop
         self.rows = min(MOST_ROWS, 2 ** max(0, int(math.log2(MOST_SCALARS / row.meta["scalars"]))))
         self.device, self._dtype, self._row, self._unconstrained = device, dtype, row, unconstrained
+        self._centered = frozenset(centered)
         self._origin = torch.zeros(self.dimension, dtype=dtype, device=device)
         self._single: dict[str, Callable[..., Any]] = {}
         self._many: dict[tuple[str, int], Callable[..., Any]] = {}
@@ -262,6 +265,10 @@ class Density:
         n, d = u.shape
         basis = torch.eye(d, dtype=u.dtype, device=u.device).repeat(n, 1)
         return self.curvature(u.repeat_interleave(d, 0), basis).reshape(n, d, d)
+
+    def centered(self, site: str) -> bool:
+        """Whether a site has other coordinates than its unconstrained value."""
+        return site in self._centered
 
     def unconstrained(self, u: torch.Tensor) -> torch.Tensor:
         """The latents' unconstrained values at rows of coordinates: the rows themselves, unless latents are centred otherwise."""
@@ -430,7 +437,7 @@ def log_density(
         raise ModelError(
             f"the model cannot be recorded as a graph of tensor operations: {first_line(error)}; fit it by method='svi'"
         ) from error
-    return Density(parts, row, dtype, device, patience, ways)
+    return Density(parts, row, dtype, device, patience, ways, centering)
 
 
 def recorded(problem: Problem, patience: float = PATIENCE, **options: Any) -> Density:

@@ -27,7 +27,7 @@ from pyrovi.minibatch import Batched
 from pyrovi.preflight import Problem
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
 
-__all__ = ["Draws", "draw", "observed", "predict", "prior"]
+__all__ = ["Draws", "draw", "given", "observed", "predict", "prior"]
 
 CHUNK_SCALARS = 10_000_000
 """Observed and latent scalars handled at once: 80 MB in float64, a few times that with temporaries."""
@@ -40,6 +40,7 @@ class Draws:
     posterior: Tensors
     """Latent and deterministic sites."""
     log_q: torch.Tensor
+    """NaN of draws that were not drawn by the guide as they stand."""
     log_p: torch.Tensor
     """log p(data, latents)."""
     log_prior: Tensors
@@ -61,7 +62,26 @@ def draw(problem: Problem, n: int, *, pointwise: bool = False) -> Draws:
         pointwise: Also keep the log likelihood of every datum: `n` times the data in memory.
     """
     with torch.no_grad():
-        parts = [_score(problem, runner, pointwise) for runner in _runners(problem, n)]
+        parts = [_score(problem, runner, pointwise, *_from_guide(problem, runner)) for runner in _runners(problem, n)]
+    return _together(parts)
+
+
+def given(problem: Problem, latents: Tensors, *, pointwise: bool = False) -> Draws:
+    """The same for draws of the latents from elsewhere, by site, `(n, *site_shape)`: scored under the model alone."""
+    done, parts = 0, []
+    n = len(next(iter(latents.values())))
+    with torch.no_grad():
+        for runner in _runners(problem, n):
+            values = {
+                name: latents[name][done : done + runner.size].reshape(runner.size, *site.shape)
+                for name, site in problem.structure.latent.items()
+            }
+            parts.append(_score(problem, runner, pointwise, values, torch.full((runner.size,), torch.nan, dtype=torch.float64)))
+            done += runner.size
+    return _together(parts)
+
+
+def _together(parts: list[Draws]) -> Draws:
     return Draws(
         _cat(part.posterior for part in parts),
         torch.cat([part.log_q for part in parts]),
@@ -241,8 +261,7 @@ def _runners(problem: Problem, n: int) -> Iterator[_Runner]:
         yield _Runner(problem, min(chunk, n - done))
 
 
-def _score(problem: Problem, runner: _Runner, pointwise: bool) -> Draws:
-    values, log_q = _from_guide(problem, runner)
+def _score(problem: Problem, runner: _Runner, pointwise: bool, values: Tensors, log_q: torch.Tensor) -> Draws:
     log_p = torch.zeros(runner.size, dtype=torch.float64)
     posterior: dict[str, list[torch.Tensor]] = {}
     log_prior: dict[str, list[torch.Tensor]] = {}

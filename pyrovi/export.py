@@ -15,7 +15,7 @@ from torch.distributions import biject_to, constraints
 
 from pyrovi import _arviz
 from pyrovi._typing import Tensors
-from pyrovi.draws import draw, observed, predict, prior
+from pyrovi.draws import observed, predict, prior
 from pyrovi.errors import SettingsError, first_line
 from pyrovi.preflight import Problem
 from pyrovi.structure import Site
@@ -50,7 +50,7 @@ def to_arviz(
     with fit.loaded(draws, seed) as problem:
         if pointwise is None:
             pointwise = draws * sum(site.shape.numel() for site in problem.structure.observed.values()) <= POINTWISE_SCALARS
-        drawn = draw(problem, draws, pointwise=pointwise)
+        drawn = fit.recommend(problem, draws, seed, pointwise=pointwise)
         predictive = predict(problem, draws, drawn.posterior, None) if pointwise else {}
         prior_draws, prior_predictive = _prior(problem, draws) if pointwise else ({}, {})
         outcomes = observed(problem)
@@ -74,7 +74,8 @@ def to_arviz(
                 named[name] = axes.of(structure.sites[name]) if same else axes.plates_of(structure.sites[name])
             arrays = {name: value.cpu().numpy()[None] for name, value in unconstrained.items()}
             groups["unconstrained_posterior"] = dataset(arrays, named, axes.coords)
-    groups["sample_stats"] = dataset({"lp": drawn.log_p.numpy()[None], "log_q": drawn.log_q.numpy()[None]}, {}, {})
+    stats = {"lp": drawn.log_p} if fit.sample is not None else {"lp": drawn.log_p, "log_q": drawn.log_q}
+    groups["sample_stats"] = dataset({name: value.numpy()[None] for name, value in stats.items()}, {}, {})
     for name, tensors in (("log_prior", drawn.log_prior), ("log_likelihood", drawn.log_likelihood)):
         if tensors:
             groups[name] = sampled(tensors, event=False)
@@ -113,6 +114,8 @@ def to_arviz(
     }
     if fit.recipe:
         attrs["recipe"] = fit.recipe
+    if fit.sample is not None:
+        attrs["draws"] = fit.sample.how
     if fit.verdict is not None:
         attrs |= {"verdict": str(fit.verdict.level), "verdict_text": fit.verdict.text}
         if fit.verdict.evidence.khat is not None:

@@ -23,7 +23,7 @@ from pyrovi import _arviz
 from pyrovi.errors import SettingsError
 from pyrovi.estimate import Estimate
 
-__all__ = ["Weights", "beyond_doubt", "log_evidence", "resample", "threshold", "weigh"]
+__all__ = ["Weights", "beyond_doubt", "log_evidence", "resample", "systematic", "threshold", "weigh"]
 
 FEWEST = 25
 """Draws below which no tail can be fitted: it is a fifth of them, and ArviZ asks for five."""
@@ -152,9 +152,14 @@ def resample(weights: Weights, n: int, rng: np.random.Generator) -> NDArray[np.i
     References:
         Sequential Monte Carlo methods in practice, section 1.3 (Doucet, de Freitas & Gordon, 2001)
     """
+    return systematic(weights.weights, n, rng)
+
+
+def systematic(weights: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """The same for any weights, `(draws,)`."""
     if n < 1:
         raise SettingsError(f"the number of draws must be at least 1; got {n}")
-    total = np.cumsum(weights.weights)
+    total = np.cumsum(weights)
     index = np.searchsorted(total / total[-1], (rng.uniform() + np.arange(n)) / n, side="right")
     return rng.permutation(np.minimum(index, len(total) - 1))
 

@@ -122,12 +122,14 @@ def search(
         tried.append(_skewed(density, q, seed))
     tell("restarts")
     missed = _modes(density, tried[-1], prior, seed)
+    whole = [] if missed.paths else tried[:]  # those that visit all modes found
     if not tried[-1].enough or missed.paths:
         tell("student")
-        tried += _students(density, tried[-1], missed, seed)
+        more = _students(density, tried[-1], missed, seed)
+        tried, whole = tried + more, whole + more
         if missed.paths:
-            missed = _modes(density, tried[-1], prior, seed)
-    best = max(tried, key=_merit)
+            missed = _modes(density, max(more, key=_merit), prior, seed)
+    best = max(whole, key=_merit)
     if not best.enough:
         tell("more draws")
         best = _extended(density, best)

@@ -7,7 +7,7 @@ A dozen replace an optimisation over d²/2 numbers.
 
 References:
     The variational Gaussian approximation revisited (Opper & Archambeau, 2009) | https://doi.org/10.1162/neco.2008.08-07-592
-    Fast and simple natural-gradient variational inference with mixture of exponential-family approximations (Lin, Khan & Schmidt, 2019) | https://arxiv.org/abs/1906.02914
+    Conjugate-computation variational inference (Khan & Lin, 2017) | https://proceedings.mlr.press/v54/khan17a.html
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ STILL = 0.03
 """Sds by which the mean moves, and of half which the log variances, when q is called still: 0.0005 nats a latent."""
 
 
+Line = tuple[torch.Tensor, torch.Tensor]
+
+
 def best_gaussian(density: Density, start: Start, *, seed: int) -> Start:
     """The Gaussian of about the largest ELBO, its scale lower triangular.
 
@@ -47,6 +50,7 @@ def best_gaussian(density: Density, start: Start, *, seed: int) -> Start:
     draws = max(LEAST_DRAWS, 2 ** math.ceil(math.log2(DRAWS_A_LATENT * d)))
     here = start._replace(scale=torch.diag(start.scale) if start.scale.dim() == 1 else start.scale, elbo=-math.inf)
     best, ahead, rate = here, here, 1.0
+    slope: Line = (torch.zeros_like(here.loc), torch.eye(d, dtype=here.loc.dtype))
     for step in range(MOST_STEPS):
         e = standard_draws(draws, d, seed + step).to(start.loc)
         value, gradient = density.gradient(ahead.loc + e @ ahead.scale.mT)
@@ -67,9 +71,6 @@ def best_gaussian(density: Density, start: Start, *, seed: int) -> Start:
         rate = min(1.0, 2 * rate)
         ahead = _moved(ahead, slope, rate)
     return best
-
-
-Line = tuple[torch.Tensor, torch.Tensor]
 
 
 def _regression(e: torch.Tensor, gradient: torch.Tensor) -> Line:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Stages"]
 
 REFRESH_SECONDS = 0.2
 WINDOW = 100
@@ -49,6 +49,29 @@ class Progress:
         self._bar.update(step - self._bar.n)
         a_step = (time.perf_counter() - self._began) / step
         self.due = step + max(1, int(REFRESH_SECONDS / a_step))
+
+
+class Stages:
+    """What is being done, where there is no telling how much is left: a line with the stage and the time so far."""
+
+    def __init__(self, show: bool | None) -> None:
+        self._wanted = sys.stderr.isatty() or _in_notebook() if show is None else show
+        self._bar: Any = None
+
+    def __enter__(self) -> Stages:
+        if self._wanted:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(bar_format="fit: {desc} [{elapsed}]", desc="checks")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(stage)
 
 
 def _in_notebook() -> bool:

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Path, Tensors
-from pyrovi.draws import Draws, draw, predict, prior
+from pyrovi.draws import Draws, draw, given, predict, prior
 from pyrovi.errors import PyroviError, SettingsError
 from pyrovi.estimate import Estimate
 from pyrovi.preflight import Problem
+from pyrovi.sample import Sample
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,9 @@ class Fit:
         seconds: Wall time, preflight included.
         seed: The seed that gives this fit again.
         recipe: The recipe's name, if it was run from one.
-        verdict: What `check` said of it, where that was kept.
+        verdict: What `check` said of it, where that was kept, as in a fit without settings.
+        sample: Draws that stand for the posterior in place of q's, where the verdict recommends them; `posterior` and all that
+            is made from it then use these, and `draws`, `estimate_elbo` and `check` still q's.
     """
 
     parameters: Tensors
@@ -74,6 +77,7 @@ class Fit:
     problem: Problem | None = field(default=None, repr=False)
     stored: Any = field(default=None, repr=False)
     verdict: Verdict | None = field(default=None, repr=False)
+    sample: Sample | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         latents = (", ".join(self.problem.structure.latent) or "no latents") if self.problem else "loaded without its model"
@@ -107,9 +111,23 @@ class Fit:
         with self.loaded(n, seed) as problem:
             return draw(problem, n, pointwise=pointwise)
 
+    def recommended(self, n: int = 1_000, *, seed: int | None = None, pointwise: bool = False) -> Draws:
+        """The same of the draws that the verdict recommends: those of `sample`, resampled by their weights, or else q's.
+
+        The `log_q` of draws from `sample` is NaN: as they stand, no guide has drawn them.
+        """
+        with self.loaded(n, seed) as problem:
+            return self.recommend(problem, n, seed, pointwise=pointwise)
+
+    def recommend(self, problem: Problem, n: int, seed: int | None, *, pointwise: bool = False) -> Draws:
+        """`recommended` inside `loaded`, for what goes on to draw there."""
+        if self.sample is None:
+            return draw(problem, n, pointwise=pointwise)
+        return given(problem, self.sample.take(n, self.seed if seed is None else seed), pointwise=pointwise)
+
     def posterior(self, n: int = 1_000, *, seed: int | None = None) -> Tensors:
-        """Draws of the latent and deterministic sites: by name, a `(n, *site_shape)` tensor."""
-        return self.draws(n, seed=seed).posterior
+        """Draws of the latent and deterministic sites, those that the verdict recommends: by name, a `(n, *site_shape)` tensor."""
+        return self.recommended(n, seed=seed).posterior
 
     def posterior_arrays(self, n: int = 1_000, *, seed: int | None = None) -> dict[str, NDArray[np.float64]]:
         """The same as float64 NumPy arrays; a fit loaded without its model gives the draws stored with it, whatever `n`."""
@@ -138,7 +156,7 @@ class Fit:
         if data is not None and self.problem is not None and self.problem.transform is not None:
             return self.on(data).predictive(n, redraw=redraw, seed=seed)  # which transforms them
         with self.loaded(n, seed) as problem:
-            return predict(problem, n, draw(problem, n).posterior, data, redraw)
+            return predict(problem, n, self.recommend(problem, n, seed).posterior, data, redraw)
 
     def prior(self, n: int = 1_000, *, seed: int | None = None) -> tuple[Tensors, Tensors]:
         """Draws of the model alone: latent and deterministic sites, and observed sites."""
@@ -186,7 +204,7 @@ class Fit:
                 f"site {local[0]!r} belongs to a datum, and q has seen that datum: its score would not be predictive; use "
                 "estimate_bound"
             )
-        scores = self.draws(n, seed=seed, pointwise=True).log_likelihood
+        scores = self.recommended(n, seed=seed, pointwise=True).log_likelihood
         return {name: torch.logsumexp(value.double(), 0) - math.log(n) for name, value in scores.items()}
 
     def on(self, data: Data) -> Fit:

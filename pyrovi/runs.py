@@ -18,22 +18,28 @@ from pyrovi import _arviz
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Path, Transform
 from pyrovi.errors import GuideError, ModelError, RunFolderError
-from pyrovi.guides.auto import GUIDES
+from pyrovi.guides.auto import GUIDES, PROPOSALS
 from pyrovi.inputs import as_dtype
 from pyrovi.preflight import Problem, prepare, with_laplace
 from pyrovi.result import Fit, Status
+from pyrovi.sample import Sample
 from pyrovi.verdict import Verdict
 
 __all__ = ["check_folder", "keep_verdict", "load", "save"]
 
 FORMAT = 1
-STATE, PARAMETERS, DATA, POSTERIOR, REPORT = (
+STATE, PARAMETERS, DATA, SAMPLE, POSTERIOR, REPORT = (
     "fit.json",
     "parameters.safetensors",
     "data.safetensors",
+    "sample.safetensors",
     "posterior.nc",
     "report.html",
 )
+
+
+WEIGHTS = "(weights)"
+"""What the sample's weights are called beside its sites, of which none can be called so."""
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> FilePath:
@@ -89,6 +95,7 @@ def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int | None =
         "versions": fit.versions,
         "seconds": fit.seconds,
         "seed": fit.seed,
+        "sample": fit.sample.how if fit.sample is not None else None,
         "data": {name: value for name, value in data.items() if not isinstance(value, torch.Tensor)},
         "verdict": fit.verdict.to_dict() if fit.verdict is not None else None,
     }
@@ -96,6 +103,9 @@ def save(fit: Fit, folder: Path, *, overwrite: bool = False, draws: int | None =
         (draft / STATE).write_text(_json(state))
         save_file({n: v.contiguous().cpu() for n, v in fit.unconstrained.items()}, draft / PARAMETERS)
         save_file(tensors, draft / DATA)
+        if fit.sample is not None:
+            weights = {} if fit.sample.weights is None else {WEIGHTS: torch.from_numpy(fit.sample.weights)}
+            save_file({n: v.contiguous().cpu() for n, v in (fit.sample.latents | weights).items()}, draft / SAMPLE)
         _arviz.write(container, str(draft / POSTERIOR))
 
 
@@ -147,6 +157,11 @@ def load(
             raise RunFolderError(f"run folder {path} has format {state['format']}; this pyrovi reads format {FORMAT}")
         values = load_file(path / PARAMETERS)
         stored_data = {**load_file(path / DATA), **state["data"]}
+        sample = None
+        if state.get("sample"):
+            latents = load_file(path / SAMPLE)
+            weights = latents.pop(WEIGHTS, None)
+            sample = Sample(latents, state["sample"], None if weights is None else weights.numpy())
         container = _arviz.read(str(path / POSTERIOR))
         fit = Fit(
             parameters={},
@@ -154,6 +169,7 @@ def load(
             elbo=np.asarray(_arviz.group(container, "optimization")["elbo"]),
             status=Status(state["status"]),
             stored=container,
+            sample=sample,
             verdict=Verdict.from_dict(state["verdict"]) if state.get("verdict") else None,
             **{name: state[name] for name in ("advice", "settings", "versions", "seconds", "seed", "recipe")},
         )
@@ -169,11 +185,11 @@ def load(
             own = recipes[fit.recipe].settings.get("transform")
             if transform is None and own is not None and own.__name__ == fit.settings.get("transform"):
                 transform = own
-            if guide is None and fit.settings["guide"] not in GUIDES:
+            if guide is None and fit.settings["guide"] not in GUIDES | PROPOSALS:
                 guide = recipes[fit.recipe].guide
     if model is None:
         return fit
-    if guide is None and fit.settings["guide"] not in GUIDES:
+    if guide is None and fit.settings["guide"] not in GUIDES | PROPOSALS:
         raise GuideError(f"the run was made with a guide of your own ({fit.settings['guide']}); pass it too, as guide=")
     problem = _problem(
         fit, model, guide if guide is not None else fit.settings["guide"], stored_data if data is None else data, transform

@@ -46,7 +46,10 @@ class Tempered(NamedTuple):
     log_evidence: float
     log_evidence_se: float
     accepted: float
+    """The share of the last proposals."""
     temperatures: int
+    rhat: float
+    """Nested R-hat of e and of its squares, the largest: √(1 + B/W), B and W the variances between and within groups."""
 
 
 def temper(ratio: Ratio, e: torch.Tensor, *, seed: int) -> Tempered:
@@ -79,7 +82,12 @@ def temper(ratio: Ratio, e: torch.Tensor, *, seed: int) -> Tempered:
             size = float(np.clip(size * math.exp(rate - ACCEPTED), 0.02, 1.5))
     spread = torch.logsumexp(evidence, 0) - math.log(GROUPS)
     relative = (evidence - spread).exp()
-    return Tempered(e, float(spread), float(relative.std() / math.sqrt(GROUPS)), rate, count)
+    return Tempered(e, float(spread), float(relative.std() / math.sqrt(GROUPS)), rate, count, _nested_rhat(e))
+
+
+def _nested_rhat(e: torch.Tensor) -> float:
+    x = torch.cat([e, (e - e.mean(0)).square()], 1).reshape(GROUPS, -1, 2 * e.shape[1])
+    return float((1 + x.mean(1).var(0) / x.var(1).mean(0)).sqrt().max())
 
 
 def _next(r: torch.Tensor, log_w: torch.Tensor, beta: float) -> float:
