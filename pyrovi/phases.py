@@ -3,9 +3,10 @@
 In a phase the parameters travel, and then wander about a point that lies off the optimum by about the rate. The rule looks at the
 last half, or more, of the phase, cut into four, and asks three things:
 
-- Are they still on their way? Split R-hat compares the four parts' means with the scatter within them (of block means, whose
-  noise is nearly independent). Where it exceeds what noise alone gives, the rule asks what the movement is worth: the nats of ELBO
-  that going on in its direction would gain, by the slope and curvature along it. A fit is on its way until either is small.
+- Are they still on their way? Split R-hat compares the four parts' means with the scatter of block means within them. A steady
+  drift has 4.6; noise has less than 2 once the window is some twenty correlation times long. Where it is larger, as without noise
+  it always is, the rule asks what the movement is worth: the nats of ELBO that going on in its direction would gain, by the slope
+  and curvature along it. A fit is on its way until either is small.
 - Is their mean known? The Monte Carlo error of the mean, in nats of ELBO: ½ tr(H Σ), with H the curvature and Σ the means'
   covariance, both read off the gradients at the four parts' means under the same draws. So no scale of a parameter is asked for.
 - Is a lower rate worth its steps? From phase to phase the mean moves by half its remaining offset; what that movement is worth, a
@@ -25,7 +26,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 from pyrovi.stopping import plateau
 from pyrovi.task import Engine
 
-__all__ = ["Phase", "Phases", "r_hat", "r_hat_limit"]
+__all__ = ["Phase", "Phases", "r_hat"]
 
 PARTS = 4
-"""Means that a window is compared by: a steady drift gives an R-hat of 4.6, a random walk one below 1.1 in two of a hundred."""
+"""Means that a window is compared by."""
 
 BLOCKS = 16
 """Block means of a part."""
@@ -46,23 +46,22 @@ BLOCKS = 16
 FIRST = 8
 """Steps of a block at first; so the first look is at 512 steps."""
 
-SMALL = 1.1
-"""An R-hat that is small whatever the number of parameters."""
+SMALL = 2.0
+"""An R-hat below which what is seen is noise. Iterates that have not yet come to rest drift by their signal and scatter by their
+noise: to stay below, the signal must be less than 1.7/√steps of the noise, and what is left to gain then is at most 1.5/steps nats
+in each direction. The R-hat of the iterates themselves, not of block means, would be lower."""
 
-CLEAR = 2.0
-"""An R-hat above which a movement is no noise: many draws are not spent on what it is worth, and that must be less."""
-
-SLIGHT = 0.25
-"""The share of the tolerance that such a movement may be worth."""
-
-NOISE = 0.003
-"""The chance that noise alone takes one R-hat of all the parameters beyond the limit, were the scatter within known."""
+SLIGHT = 0.5
+"""The share of the tolerance that a clear movement may be worth: by its own direction alone it is underrated."""
 
 MONTE_CARLO = 0.25
 """The share of the tolerance that the mean's Monte Carlo error may take."""
 
 SHARE = 0.2
-"""The most gradients that one look may ask for with many draws, as a share of the steps that it looks at."""
+"""The most gradients that one look may ask for, as a share of the steps that it looks at."""
+
+BEYOND = 3.0
+"""How many times its noise alone the gap between two phases' means must be to say anything of the rate."""
 
 LOWER = 0.5
 """The factor on the rate from phase to phase."""
@@ -80,7 +79,7 @@ class Phase:
         r_hat: The largest of any parameter, over the window.
         mc_error: What the Monte Carlo error of the window's mean costs, in nats of ELBO.
         moving: At most that many nats would be gained by going on in the direction of the window's movement; NaN where R-hat is
-            small enough not to ask.
+            small.
         gap: The symmetrised gap between this phase's mean and the last one's, in nats, their Monte Carlo error included; NaN in the
             first.
     """
@@ -119,17 +118,6 @@ def r_hat(blocks: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(between == 0, 1.0, np.sqrt(squared))
 
 
-def r_hat_limit(parameters: int) -> float:
-    """The largest R-hat that independent block means of so many parameters give, but in one case of a hundred; at least 1.1.
-
-    Of block means that do not move, `between / within` is a chi-square of three degrees over three, times 1/16.
-    """
-    k = PARTS - 1
-    z = NormalDist().inv_cdf(1 - NOISE / max(1, parameters))
-    chi_square = k * (1 - 2 / (9 * k) + z * math.sqrt(2 / (9 * k))) ** 3  # Wilson & Hilferty's
-    return max(SMALL, math.sqrt((BLOCKS - 1) / BLOCKS + chi_square / k / BLOCKS))
-
-
 def tolerance(dimension: int) -> float:
     """How many nats the rule counts as one step's worth of accuracy: 0.005 a latent scalar, at least 0.01."""
     return max(0.01, 0.005 * dimension)
@@ -150,7 +138,7 @@ class Phases:
         self.converged = False
         self._mean: torch.Tensor | None = None
         self._averaged = 0
-        self._limit = 0.0
+        self._ended = np.zeros(engine.fits, dtype=bool)
         self._start_phase(begin)
         self.next = begin or self._block
 
@@ -208,8 +196,8 @@ class Phases:
         done = [phase[fit] for phase in self.phases] + ([self._last[fit]] if self._last is not None else [])
         if not done:
             return f"the first look is after {self._begin + PARTS * BLOCKS * FIRST} steps"
-        last, allowed = done[-1], self._limit
-        parts = [f"R-hat of the parameters {last.r_hat:.2f} over the last {last.averaged:,} steps (small below {allowed:.2f})"]
+        last = done[-1]
+        parts = [f"R-hat of the parameters {last.r_hat:.2f} over the last {last.averaged:,} steps (small below {SMALL})"]
         if math.isfinite(last.moving):
             parts.append(f"at most {last.moving:.2g} nats to gain by going on as they went")
         if math.isfinite(last.mc_error):
@@ -223,9 +211,8 @@ class Phases:
         engine, window = self._engine, self._pieces[-PARTS:]
         steps = sum(piece.steps for piece in window)
         found = r_hat(np.stack([piece.blocks for piece in window]))
-        self._limit = r_hat_limit(found.shape[-1])
         worst = found.max(-1) if found.shape[-1] else np.ones(engine.fits)
-        flat, died = worst <= self._limit, np.array(engine.died)
+        flat, died = worst < SMALL, np.array(engine.died)
         wanting = ~died & ~self._settled
         unknown = np.full(engine.fits, np.nan)
         if engine.done < self._ask_from or not (fully or flat[wanting].any()):
@@ -242,15 +229,10 @@ class Phases:
         if draws < more <= steps * SHARE / len(points):
             pulls = engine.pulls(torch.stack(points), math.ceil(more))
             mc_error, mc_se = _monte_carlo(pulls)
-        moving, needed = _worth(pulls, 0, PARTS - 1, self._tolerance)
+        moving = _worth(pulls, 0, PARTS - 1)
         known = np.abs(mc_error) + 2 * mc_se <= MONTE_CARLO * self._tolerance
-        asked = wanting & known & ~flat & (moving > self._tolerance) & (worst < CLEAR) & (needed <= steps * SHARE / 2)
-        if asked.any():
-            again = engine.pulls(torch.stack([points[0], points[PARTS - 1]]), int(np.ceil(needed[asked].max())))
-            moving = np.where(asked, _worth(again, 0, 1, self._tolerance)[0], moving)
         rising = np.array([_rises(row[engine.done - steps : engine.done], self._tolerance) for row in elbo])
-        allowed = np.where(worst < CLEAR, self._tolerance, SLIGHT * self._tolerance)
-        self._settled |= known & (flat | (moving <= allowed)) & ~rising
+        self._settled |= known & (flat | (moving <= SLIGHT * self._tolerance)) & ~rising
         gap = unknown
         if self._mean is not None:
             gap = (pulls[..., PARTS, PARTS] - pulls[..., :PARTS, PARTS].mean(-1)).mean(-1)
@@ -278,10 +260,12 @@ class Phases:
         if before is not None:
             now = self._last
             noise = np.array([2 * (a.mc_error + b.mc_error) for a, b in zip(now, before, strict=True)])
-            offset = np.maximum(0.0, np.array([phase.gap for phase in now]) - noise)
+            gap = np.array([phase.gap for phase in now])
+            offset = np.where(gap > BEYOND * noise, gap - noise, 0.0)
             # The offset falls with the rate: half the gap remains, of which the next halving takes three quarters.
             gain = 0.5 * (1 - LOWER**2) * offset
-            if not (gain * (engine.done - self._begin) > self._tolerance * steps)[~died].any():
+            self._ended |= ~(gain * (engine.done - self._begin) > self._tolerance * steps)
+            if (self._ended | died).all():
                 self._last, self.converged = None, True
                 return True
         self._rate *= LOWER
@@ -312,22 +296,17 @@ def _monte_carlo(pulls: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     return _mean_se(np.einsum("fsii->fs", pulls[..., :PARTS, :PARTS]) / (2 * PARTS * (PARTS - 1)))
 
 
-def _worth(pulls: NDArray[np.float64], start: int, end: int, wanted: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What going on from point `start` through `end` can gain, at most: ½ slope² / curvature, two standard errors allowed for.
+def _worth(pulls: NDArray[np.float64], start: int, end: int) -> NDArray[np.float64]:
+    """What going on from point `start` through `end` can gain, by fit, in nats: ½ slope² / curvature.
 
-    Returns:
-        The nats, by fit, infinite where the loss does not curve upwards; and how many draws would take the allowance below
-        half of `wanted`.
+    It is infinite where the loss does not curve upwards. Two standard errors of the slope are allowed for, so that noise does not pass for rest.
     """
     slope = pulls[..., end, end] - pulls[..., end, start]
     curvature = (slope - pulls[..., start, end] + pulls[..., start, start]).mean(-1)
     mean, se = _mean_se(slope)
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = 0.5 * (np.abs(mean) + 2 * se) ** 2 / curvature
-        needed = 4 * se**2 * slope.shape[-1] / (curvature * wanted)
-    still = np.abs(slope).max(-1) == 0
-    bad = ~(curvature > 0) | ~np.isfinite(gain)
-    return np.where(still, 0.0, np.where(bad, np.inf, gain)), np.where(bad, np.inf, np.maximum(needed, 20))
+    return np.where(np.abs(slope).max(-1) == 0, 0.0, np.where((curvature > 0) & np.isfinite(gain), gain, np.inf))
 
 
 def _rises(elbo: NDArray[np.float64], least: float) -> bool:

@@ -143,7 +143,8 @@ class Plain:
     def pulls(self, points: torch.Tensor, draws: int) -> NDArray[np.float64]:
         parameters, towards = self._problem.parameters, (points - points[:4].mean(0)).double()[:, 0]
         values, out = [self.named(point)[0] for point in points], np.full((1, draws, len(points), len(points)), np.nan)
-        before, state, feed = parameters.values(), pyro.util.get_rng_state(), _feed(self._problem, self._batched, self._seed)
+        seed = self._seed + self.done
+        before, state, feed = parameters.values(), pyro.util.get_rng_state(), _feed(self._problem, self._batched, seed)
         try:
             with suppress(torch.linalg.LinAlgError), warnings.catch_warnings():  # type: ignore[attr-defined]
                 warnings.filterwarnings("ignore", message=NOT_FINITE)
@@ -151,7 +152,7 @@ class Plain:
                     given = next(feed)
                     for k, value in enumerate(values):
                         parameters.assign(value)
-                        pyro.set_rng_seed((self._seed + i) % 2**32)
+                        pyro.set_rng_seed((seed + i) % 2**32)
                         out[0, i, k] = (towards @ self._gradient(given)).cpu().numpy()
         finally:
             parameters.assign(before)

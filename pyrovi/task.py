@@ -102,7 +102,7 @@ class Engine(Protocol):
 
         Args:
             points: Shape `(K, fits, P)`.
-            draws: Evaluations, on the same draws and batches at every point, that depend on the seed alone.
+            draws: Evaluations, on the same draws and batches at every point, others at every step.
 
         Returns:
             Gradient at point i times (point j less that mean), shape `(fits, draws, K, K)`; NaN where the loss has none.

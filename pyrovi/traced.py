@@ -217,10 +217,14 @@ class Traced:
             again = rerecord(many, [self._flat, *self._nought(size), *self._fixed[size]])
         return many if list(again.buffers()) else again
 
-    def _row_feeds(self) -> list[Iterator[torch.Tensor]]:
+    def _row_feeds(self, salt: int = 0) -> list[Iterator[torch.Tensor]]:
         if self._batches is None:
             return []
-        return [self._batches.epochs(torch.Generator().manual_seed(seed), torch.device("cpu")) for seed in self._task.seeds]
+        return [self._batches.epochs(self._generator(seed, salt), torch.device("cpu")) for seed in self._task.seeds]
+
+    @staticmethod
+    def _generator(seed: int, salt: int) -> torch.Generator:
+        return torch.Generator().manual_seed((seed + 1_000_003 * salt) % 2**32)  # torch takes no notice of further bits
 
     def _capacity(self, size: int | None) -> int:
         step = self._program.steps[size]
@@ -364,10 +368,10 @@ class Traced:
     def means(self) -> list[Tensors]:
         return self.named(self._total / self.averaged)
 
-    def _held_inputs(self, draws: int) -> Iterator[tuple[int | None, list[torch.Tensor]]]:
-        """What some steps need besides the parameters, by the seeds alone: the rows a step, and the arguments."""
-        noise = [torch.Generator().manual_seed(seed) for seed in self._task.seeds]
-        feeds = self._row_feeds()
+    def _held_inputs(self, draws: int, salt: int = 0) -> Iterator[tuple[int | None, list[torch.Tensor]]]:
+        """What some steps need besides the parameters, by the seeds and the salt: the rows a step, and the arguments."""
+        noise = [self._generator(seed, salt) for seed in self._task.seeds]
+        feeds = self._row_feeds(salt)
         weight = [torch.tensor(self._kl.weight)] if self._kl is not None else []
         for _ in range(draws):
             rows = [torch.stack([next(feed) for feed in feeds])] if feeds else []
@@ -393,9 +397,9 @@ class Traced:
         towards = (points - points[:4].mean(0)).double()
         out = np.empty((self.fits, draws, len(points), len(points)))
         state = torch.get_rng_state()
-        for i, (size, inputs) in enumerate(self._held_inputs(draws)):
+        for i, (size, inputs) in enumerate(self._held_inputs(draws, self.done)):
             for k, point in enumerate(points):
-                torch.manual_seed(self._task.seeds[0] + i)  # for draws that are made inside the program
+                torch.manual_seed(self._task.seeds[0] + self.done + i)  # for draws that are made inside the program
                 gradient, _ = self._calls[size](point, *inputs, *self._fixed[size])
                 out[:, i, k] = torch.einsum("fp,kfp->fk", gradient.double(), towards).numpy()
         torch.set_rng_state(state)

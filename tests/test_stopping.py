@@ -8,7 +8,7 @@ import torch
 from torch.distributions import constraints
 
 import pyrovi
-from pyrovi.phases import Phases, r_hat, r_hat_limit
+from pyrovi.phases import SMALL, Phases, r_hat
 from pyrovi.phases import tolerance as allowed
 from pyrovi.stopping import looks, plateau, tolerance
 
@@ -190,11 +190,12 @@ def test_nothing_is_judged_while_the_objective_moves():
     assert all(phase[0].last - phase[0].averaged >= 3_000 for phase in rule.phases)
 
 
-def test_r_hat_of_still_blocks_is_below_its_limit_in_99_of_100():
+def test_r_hat_of_noise_is_small_once_the_window_is_twenty_correlation_times_long():
     rng = np.random.default_rng(0)
-    for parameters in (2, 100):
-        worst = r_hat(rng.normal(size=(4, 16, 2_000, parameters))).max(-1)
-        assert (worst > r_hat_limit(parameters)).mean() < 0.02
+    path = np.stack([ar1(rng, 6_400, 1.0, correlation=np.exp(-1 / 320)) for _ in range(200)], -1)
+    found = r_hat(path.reshape(4, 16, 100, 200).mean(2))
+    assert (found < SMALL).mean() > 0.95
+    assert (r_hat(rng.normal(size=(4, 16, 20_000))) < 1.25).all()
 
 
 def test_r_hat_of_a_steady_drift_is_far_above():
