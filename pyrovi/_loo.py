@@ -73,7 +73,8 @@ def loo(fit: Fit, *, site: str | None = None, draws: int | None = None, seed: in
     """Leave-one-out cross-validation by Pareto smoothed importance sampling, from q to the posterior without the datum.
 
     Args:
-        fit: The fit. One loaded without its model is scored by its stored draws.
+        fit: The fit. One loaded without its model is scored by its stored draws; one that keeps draws in q's place (`Fit.sample`)
+            by those, which need no correction.
         site: The observed site; needed where the model has several.
         draws: From q; 4,000 when None, fewer of a large model.
         seed: The fit's own when None.
@@ -119,9 +120,16 @@ def _scores(fit: Fit, draws: int | None, seed: int | None) -> tuple[dict[str, An
                 "the fit was stored without its pointwise log likelihoods; load it with its model: pyrovi.load(…, model=…)"
             )
         group, stats = _arviz.group(fit.stored, "log_likelihood"), _arviz.group(fit.stored, "sample_stats")
-        return {str(name): np.asarray(value)[0] for name, value in group.data_vars.items()}, np.ravel(stats["lp"] - stats["log_q"])
-    drawn = fit.draws(fit._affordable(DRAWS) if draws is None else draws, seed=seed, pointwise=True)
-    return {name: value.double().cpu().numpy() for name, value in drawn.log_likelihood.items()}, drawn.elbo.numpy()
+        ratio = np.ravel(stats["lp"] - stats["log_q"]) if "log_q" in stats else np.zeros(np.size(stats["lp"]))
+        return {str(name): np.asarray(value)[0] for name, value in group.data_vars.items()}, ratio
+    n = fit._affordable(DRAWS) if draws is None else draws
+    if fit.sample is not None:  # the posterior's own, as far as is known
+        drawn = fit.recommended(n, seed=seed, pointwise=True)
+        ratio = np.zeros(n)
+    else:
+        drawn = fit.draws(n, seed=seed, pointwise=True)
+        ratio = drawn.elbo.numpy()
+    return {name: value.double().cpu().numpy() for name, value in drawn.log_likelihood.items()}, ratio
 
 
 def _one(likelihood: dict[str, Any], site: str | None) -> str:

@@ -25,6 +25,8 @@ def importance_resample(fit: Fit, n: int, seed: int | None) -> Tensors:
     """The draws; see `Fit.importance_resample`."""
     if fit.point_estimate:
         raise PyroviError("the fit is a point estimate: q has no density, and so no importance weights")
+    if fit.sample is not None:
+        return fit.posterior(n, seed=seed)
     drawn = fit.draws(max(n, fit._affordable(max(OVERSAMPLED * n, FEWEST))), seed=seed)
     weights = weigh(drawn.elbo.numpy())
     found = (

@@ -331,8 +331,14 @@ def test_a_fit_that_ran_away_is_not_trusted_and_does_not_raise():
 
 
 def test_a_trace_too_short_to_tell_is_not_converged():
-    fit = pyrovi.recipe("normal_mean").fit(steps=50, progress=False)
-    assert fit.check(restarts=0).evidence.converged is False
+    """Even of a q that is right from its start, which nothing else would give away."""
+    fit = pyrovi.fit(local, local_guide, {"y": np.linspace(-2, 2, 5)}, steps=50, lr=1e-6, progress=False)
+    verdict = fit.check()
+    assert verdict.evidence.kl.value == pytest.approx(0, abs=1e-3)
+    assert verdict.evidence.converged is False
+    assert verdict.level is Level.reweight
+    longer = pyrovi.fit(local, local_guide, {"y": np.linspace(-2, 2, 5)}, steps=300, lr=1e-6, stop=None, progress=False)
+    assert longer.check().level is Level.trust
 
 
 def test_numbers_out_of_range_are_refused(tmp_path):
