@@ -194,25 +194,29 @@ def fit_target(
 
 @app.command(
     "compare",
-    epilog="Examples: [bold]pyrovi compare runs/zero[/bold]\n\n[bold]pyrovi compare runs/zero runs/zero-2[/bold]",
+    epilog="Examples: [bold]pyrovi compare runs/zero[/bold]\n\n[bold]pyrovi compare runs/zero runs/zero-2[/bold]\n\n"
+    "[bold]pyrovi compare runs/zero --nuts[/bold]",
 )
 def compare_runs(
     run: Run,
     other: Annotated[Path | None, typer.Argument(metavar="OTHER", help="Another run folder.", show_default=False)] = None,
+    nuts: Annotated[bool, typer.Option("--nuts", help="Beside NUTS: run now, for minutes, or found in RUN as nuts.nc.")] = False,
     draws: Annotated[int, typer.Option(help="Draws from each fit.")] = 10_000,
     csv: Annotated[Path | None, typer.Option(help="Write the whole table there too.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Set a run beside its recipe's exact posterior, or beside another run."""
+    """Set a run beside its recipe's exact posterior, beside another run, or beside NUTS."""
     fit = pyrovi.load(run)
-    reference = pyrovi.load(other) if other is not None else _exact(fit)
+    if nuts and other is not None:
+        raise SettingsError("--nuts is a reference of its own; drop it, or the other run")
+    reference = pyrovi.load(other) if other is not None else pyrovi.nuts(fit, folder=run) if nuts else _exact(fit)
     if reference is None:
-        raise PyroviError(f"there is no exact posterior for run {str(run)!r}; name another run to compare it with")
+        raise PyroviError(f"there is no exact posterior for run {str(run)!r}; name another run to compare it with, or pass --nuts")
     table = pyrovi.compare(fit, reference, draws=draws)
     if csv is not None:
         table.to_csv(csv, index_label="variable")
     if as_json:
-        _print_json({"run": run, "reference": other or "exact", **table.attrs, "comparison": table})
+        _print_json({"run": run, "reference": other or ("nuts" if nuts else "exact"), **table.attrs, "comparison": table})
     else:
         _print_comparison(table)
 

@@ -1,5 +1,6 @@
 """`nuts`: right where the answer is known, honest about its own draws, kept and never served for another model."""
 
+import json
 import warnings
 
 import numpy as np
@@ -7,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 
 import pyrovi
 from pyrovi import _arviz, _nuts
@@ -60,21 +62,24 @@ def test_positive_latents_in_a_plate_have_their_exact_posterior():
     found = pyrovi.nuts(rates, COUNTS, **QUICK, seed=1)
     within(found, pyrovi.exact(rates, COUNTS))
     assert _arviz.group(found, "posterior")["rate"].dims == ("chain", "draw", "cells")
+    rate, counts = _arviz.group(found, "posterior")["rate"].values, COUNTS["counts"]
+    by_hand = stats.gamma(2).logpdf(rate).sum(-1) + stats.poisson(rate).logpmf(counts).sum(-1)  # of the rates, not their logarithms
+    assert np.allclose(_arviz.group(found, "sample_stats")["lp"], by_hand, atol=1e-8)
 
 
 def test_the_container_has_what_arviz_and_readers_want(sampled):
-    posterior, stats = (_arviz.group(sampled, name) for name in ("posterior", "sample_stats"))
+    posterior, told = (_arviz.group(sampled, name) for name in ("posterior", "sample_stats"))
     assert posterior["b"].shape == (2, 200, 2)
     assert np.allclose(posterior["at_zero"], 2 * posterior["a"], rtol=1e-12)
-    assert stats["diverging"].dtype == bool
-    assert 0.6 < float(stats["acceptance_rate"].mean()) <= 1
-    assert int(stats["n_steps"].min()) >= 1
+    assert told["diverging"].dtype == bool
+    assert 0.6 < float(told["acceptance_rate"].mean()) <= 1
+    assert int(told["n_steps"].min()) >= 1
     a, b = float(posterior["a"][1, 7]), torch.tensor(posterior["b"][1, 7].values)
     with torch.no_grad():
         trace = pyro.poutine.trace(pyro.poutine.condition(regression, data={"a": torch.tensor(a).double(), "b": b})).get_trace(
             torch.tensor(X), torch.tensor(Y)
         )
-    assert float(stats["lp"][1, 7]) == pytest.approx(float(trace.log_prob_sum()), abs=1e-4)
+    assert float(told["lp"][1, 7]) == pytest.approx(float(trace.log_prob_sum()), abs=1e-4)
     found = convergence(sampled)
     assert sampled.attrs["r_hat"] == posterior.attrs["r_hat"] == found.r_hat
     assert sampled.attrs["divergences"] == found.divergences == 0
@@ -208,3 +213,32 @@ def test_what_cannot_be_sampled_says_so():
         pyrovi.nuts(regression, DATA, fit=fit)
     with pytest.raises(pyrovi.SettingsError, match="takes model and data from the fit"):
         pyrovi.nuts(fit, COUNTS)
+
+
+def test_the_command_compares_a_run_with_nuts_and_keeps_it_there(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from pyrovi.cli import app
+
+    folder, run, calls = tmp_path / "run", pyrovi.nuts, []
+
+    def quick(fit, folder):
+        calls.append(folder)
+        return run(fit, draws=600, warmup=100, chains=2, seed=2, folder=folder)
+
+    monkeypatch.setattr(pyrovi, "nuts", quick)
+    recipe = pyrovi.recipe("normal_mean")
+    recipe.fit(steps=50, folder=folder)
+    exact = recipe.exact(**recipe.load())
+    for _ in range(2):
+        result = CliRunner().invoke(app, ["compare", str(folder), "--nuts", "--json"])
+        assert result.exit_code == 0
+        told = json.loads(result.stdout)
+        assert told["reference"] == "nuts"
+        row = told["comparison"]["w"]
+        assert abs(row["mean_ref"] - exact.mean()["w"]) < 0.2 * exact.sd()["w"]
+    assert calls == [folder, folder]
+    assert (folder / "nuts.nc").is_file()
+    result = CliRunner().invoke(app, ["compare", str(folder), str(folder), "--nuts"])
+    assert result.exit_code == 2
+    assert "--nuts is a reference of its own" in result.output
