@@ -119,7 +119,7 @@ NOT_CENTRED = {
     "eight_schools_centred": ("theta",),
     "diabetes_by_age": ("intercept",),
     "digits": ("coef",),
-    "china_smoking": ("b",),
+    "china_smoking": ("a", "b"),
 }
 
 MODELS = {

@@ -80,7 +80,7 @@ def fertility(year, births):
 def grunfeld(value, capital, firm, invest):
     """Investment of 11 firms on their value and capital in dollars: three coefficients a firm, correlated, not centred."""
     mean = pyro.sample("mean", dist.Normal(0.0, 100.0).expand([3]).to_event(1))
-    sd = pyro.sample("sd", dist.HalfCauchy(torch.tensor([50.0, 0.2, 0.2]).to(invest)).to_event(1))
+    sd = pyro.sample("sd", dist.HalfNormal(torch.tensor([100.0, 0.2, 0.2]).to(invest)).to_event(1))
     corr = pyro.sample("corr", dist.LKJCholesky(3, 2.0))
     sigma = pyro.sample("sigma", dist.HalfCauchy(50.0))
     with pyro.plate("firm", int(firm.max()) + 1):

@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jax.scipy.linalg import solve_triangular
 
 
 def eight_schools_centred(effect, error):
@@ -75,27 +74,12 @@ def fertility(year, births):
 
 def grunfeld(value, capital, firm, invest):
     mean = numpyro.sample("mean", dist.Normal(0.0, 100.0).expand([3]).to_event(1))
-    sd = numpyro.sample("sd", dist.HalfCauchy(jnp.array([50.0, 0.2, 0.2])).to_event(1))
+    sd = numpyro.sample("sd", dist.HalfNormal(jnp.array([100.0, 0.2, 0.2])).to_event(1))
     corr = numpyro.sample("corr", dist.LKJCholesky(3, 2.0))
     sigma = numpyro.sample("sigma", dist.HalfCauchy(50.0))
     with numpyro.plate("firm", int(firm.max()) + 1):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     coef = mean + z @ (sd[:, None] * corr).T
-    with numpyro.plate("row", len(invest)):
-        expected = coef[firm, 0] + coef[firm, 1] * value + coef[firm, 2] * capital
-        numpyro.sample("invest", dist.Normal(expected, sigma), obs=invest)
-
-
-def grunfeld_centred(value, capital, firm, invest):
-    """The same posterior as NUTS can sample it."""
-    mean = numpyro.sample("mean", dist.Normal(0.0, 100.0).expand([3]).to_event(1))
-    sd = numpyro.sample("sd", dist.HalfCauchy(jnp.array([50.0, 0.2, 0.2])).to_event(1))
-    corr = numpyro.sample("corr", dist.LKJCholesky(3, 2.0))
-    sigma = numpyro.sample("sigma", dist.HalfCauchy(50.0))
-    root = sd[:, None] * corr
-    with numpyro.plate("firm", int(firm.max()) + 1):
-        coef = numpyro.sample("coef", dist.MultivariateNormal(mean, scale_tril=root))
-    numpyro.deterministic("z", solve_triangular(root, (coef - mean).T, lower=True).T)
     with numpyro.plate("row", len(invest)):
         expected = coef[firm, 0] + coef[firm, 1] * value + coef[firm, 2] * capital
         numpyro.sample("invest", dist.Normal(expected, sigma), obs=invest)
