@@ -14,7 +14,10 @@ from pyro.infer.autoguide import AutoContinuous, init_to_feasible
 from pyrovi.centering import Centering, Part, Placing, parts_of
 from pyrovi.errors import GuideError, nearest
 
-__all__ = ["AutoCoordinates"]
+__all__ = ["NARROW", "AutoCoordinates"]
+
+NARROW = 1e-3
+"""The scale of a q that waits for its parameters: its draws are where the model can be run."""
 
 
 class AutoCoordinates(AutoContinuous):  # type: ignore[misc]

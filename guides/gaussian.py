@@ -136,6 +136,7 @@ class AutoWhitened(AutoCoordinates):
         skew: Whether each whitened coordinate has a skewness and a tail weight of its own.
         rank: Of the family `low_rank`; about √d when None.
         start: Whether to look for the coordinates; without it q starts as the standard Gaussian about `init_loc_fn`'s point.
+        init_scale: The scale of that Gaussian; 1 when None.
         centered: As for `AutoCoordinates`,
         together: likewise,
         init_loc_fn: and likewise; where the search starts.
@@ -149,6 +150,7 @@ class AutoWhitened(AutoCoordinates):
         skew: bool = False,
         rank: int | None = None,
         start: bool = True,
+        init_scale: float | None = None,
         centered: Sequence[str] = (),
         together: bool = True,
         init_loc_fn: Callable[..., Any] = init_to_feasible,
@@ -158,7 +160,7 @@ class AutoWhitened(AutoCoordinates):
         if rank is not None and (family != "low_rank" or not (isinstance(rank, numbers.Integral) and rank >= 1)):
             raise GuideError(f"rank is a whole number of at least 1, for family='low_rank'; got {rank!r} for {family!r}")
         self.family, self.skewed = family, bool(skew)
-        self._rank, self._start = rank, start
+        self._rank, self._start, self._width = rank, start, init_scale
         super().__init__(model, centered=centered, together=together, init_loc_fn=init_loc_fn)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
@@ -167,7 +169,8 @@ class AutoWhitened(AutoCoordinates):
         if self.family == "multivariate_normal" and d > MOST_FULL:
             raise GuideError(f"the model has {d:,} latent scalars, too many for a full covariance; use 'low_rank' or 'normal'")
         loc = self._init_loc()
-        scale = torch.eye(d, device=loc.device) if self.family == "multivariate_normal" else torch.ones_like(loc)
+        width = 1.0 if self._width is None else self._width
+        scale = width * torch.eye(d, device=loc.device) if self.family == "multivariate_normal" else torch.full_like(loc, width)
         if self._start:
             from pyrovi.density import log_density
             from pyrovi.pathfinder import pathfinder

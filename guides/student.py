@@ -18,7 +18,7 @@ from pyro.infer.autoguide import init_to_feasible
 
 from pyrovi._typing import Tensors
 from pyrovi.errors import GuideError
-from pyrovi.guides.coordinates import AutoCoordinates
+from pyrovi.guides.coordinates import NARROW, AutoCoordinates
 
 __all__ = ["AutoStudent", "Student", "matched"]
 
@@ -77,9 +77,9 @@ def matched(z: torch.Tensor, weights: torch.Tensor, df: float, before: Student |
     logits, locs, scales = [], [], []
     for k in range(shares.shape[1]):
         share = shares[:, k] / shares[:, k].sum().clamp_min(1e-300)
-        effective = 1 / float(share.square().sum())
+        effective = 1 / max(float(share.square().sum()), 1e-300)
         d = z.shape[1]
-        if effective < d + 2 and before is not None:
+        if not d + 2 <= effective <= len(z) and before is not None:
             loc, scale = before.locs[k], before.scales[k]
         else:
             loc = share @ z
@@ -127,7 +127,7 @@ class AutoStudent(AutoCoordinates):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
         d, k = self.latent_dim, self._components
-        start = {"logits": torch.zeros(k), "locs": self._init_loc().expand(k, d), "scales": torch.eye(d).expand(k, d, d)}
+        start = {"logits": torch.zeros(k), "locs": self._init_loc().expand(k, d), "scales": NARROW * torch.eye(d).expand(k, d, d)}
         for name, value in {**start, "df": torch.tensor(30.0)}.items():
             setattr(self, name, torch.nn.Parameter(value.clone()))
 

@@ -20,7 +20,7 @@ from pyrovi.centering import dependent
 from pyrovi.density import Density, recorded
 from pyrovi.errors import ModelError, first_line
 from pyrovi.estimate import Estimate
-from pyrovi.guides.coordinates import AutoCoordinates
+from pyrovi.guides.coordinates import NARROW, AutoCoordinates
 from pyrovi.ladder import Found, Proposal, search
 from pyrovi.preflight import Problem, prepare
 from pyrovi.progress import Stages
@@ -73,7 +73,12 @@ def fit_auto(
         with isolated(seed, dtype, device, validate=True), Stages(progress) as tell:
             try:
                 problem = prepare(
-                    model, "whitened", data, dtype=dtype, device=device, guide_options={"start": False, "family": "normal"}
+                    model,
+                    "whitened",
+                    data,
+                    dtype=dtype,
+                    device=device,
+                    guide_options={"start": False, "family": "normal", "init_scale": NARROW},
                 )
                 _suits(problem)
                 with pyro.validation_enabled(False):
@@ -163,7 +168,11 @@ def _guide(found: Found, problem: Problem) -> tuple[str, dict[str, Any], Tensors
     if p.rung == "student":
         return "student", {"components": len(p.parameters["logits"]), **options}, p.parameters | held
     skew = "skew" in p.parameters
-    return "whitened", {"family": "multivariate_normal", "skew": skew, "start": False, **options}, p.parameters | held
+    return (
+        "whitened",
+        {"family": "multivariate_normal", "skew": skew, "start": False, "init_scale": NARROW, **options},
+        p.parameters | held,
+    )
 
 
 def _sample(found: Found, problem: Problem) -> Sample:

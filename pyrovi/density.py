@@ -179,10 +179,20 @@ def _index_put(x: torch.Tensor, at: Any, value: torch.Tensor, accumulate: bool =
     return lambda: torch.where(at[0].reshape(at[0].shape + (1,) * (x.dim() - at[0].dim())), value.reshape(()), x)
 
 
+def _slice_scatter(
+    x: torch.Tensor, source: torch.Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Callable[[], torch.Tensor] | None:
+    begin, stop, _ = slice(start, end).indices(x.shape[dim])
+    if step != 1 or source.shape[dim] != stop - begin:
+        return None
+    return lambda: torch.cat([x.narrow(dim, 0, begin), source, x.narrow(dim, stop, x.shape[dim] - stop)], dim)
+
+
 REWRITTEN: dict[Any, Callable[..., Callable[[], torch.Tensor] | None]] = {
     aten.copy.default: _copy,
     aten.cumprod.default: _cumprod,
     aten.index_put.default: _index_put,
+    aten.slice_scatter.default: _slice_scatter,
     aten.xlogy.Tensor: _xlogy,
 }
 """Operations that torch.func.vmap has no rule for, or whose derivatives it has none for, in other words."""
@@ -241,10 +251,12 @@ class Density:
         self.rows = min(MOST_ROWS, 2 ** max(0, int(math.log2(MOST_SCALARS / row.meta["scalars"]))))
         self.device, self._dtype, self._row, self._unconstrained = device, dtype, row, unconstrained
         self._centered = frozenset(centered)
+        self.scalars: int = row.meta["scalars"]
         self._origin = torch.zeros(self.dimension, dtype=dtype, device=device)
         self._single: dict[str, Callable[..., Any]] = {}
         self._many: dict[tuple[str, int], Callable[..., Any]] = {}
         self._work: dict[tuple[str, int], float] = {}
+        self._alone: set[str] = set()
         self._patience = patience if self._origin.device.type == "cpu" else math.inf
 
     def __call__(self, u: torch.Tensor) -> torch.Tensor:
@@ -289,23 +301,35 @@ class Density:
             self._single[what] = self._derive(what)
         if len(inputs[0]) == 1:
             return tuple(y.double() for y in self._one_by_one(what, [x.to(self._dtype) for x in inputs]))
-        pieces = []
-        for i in range(0, len(inputs[0]), self.rows):
-            block = [x[i : i + self.rows].to(self._dtype) for x in inputs]
-            count, rows = len(block[0]), min(self.rows, next((few for few in FEW_ROWS if few >= len(block[0])), self.rows))
+        pieces, i, n = [], 0, len(inputs[0])
+        while i < n:
+            rows = self._block(n - i)
+            block = [x[i : i + rows].to(self._dtype) for x in inputs]
+            count, i = len(block[0]), i + rows
             if count < rows:  # a recording is of one number of rows
                 block = [torch.cat([x, x[-1:].expand(rows - count, -1)]) for x in block]
             try:
                 out = self._together(what, block)
-            except RuntimeError:  # in some row: find out in which
+            except (RuntimeError, _NotTogether):  # in some row: find out in which
                 out = self._one_by_one(what, block)
             pieces.append([y[:count].double() for y in out])
         return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
+    def _block(self, left: int) -> int:
+        """How many rows to run next: a recording of few is run several times rather than one of many half empty."""
+        few = next((few for few in FEW_ROWS if 4 * few >= left), self.rows)
+        return min(few, self.rows)
+
     def _together(self, what: str, block: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         kind = what, len(block[0])
+        if what in self._alone:
+            raise _NotTogether
         if kind not in self._many:
-            self._many[kind] = record(torch.func.vmap(self._single[what]), *block)
+            try:
+                self._many[kind] = record(torch.func.vmap(self._single[what]), *block)
+            except Exception as error:  # whatever an operation raises that torch.func.vmap has no right rule for
+                self._alone.add(what)
+                raise _NotTogether from error
             self._work[kind] = 0
         program = self._many[kind]
         if isinstance(program, torch.fx.GraphModule):
@@ -349,6 +373,10 @@ class Density:
         if what == "value":
             return lambda u: (self._row(u),)
         return record(gradient, u) if what == "gradient" else record(curvature, u, self._origin)
+
+
+class _NotTogether(Exception):
+    """A recording cannot be run on many rows at once."""
 
 
 def _or_never(value: torch.Tensor) -> torch.Tensor:

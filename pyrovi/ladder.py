@@ -35,7 +35,8 @@ __all__ = ["Found", "Proposal", "search"]
 
 Array = NDArray[np.float64]
 
-PATHS = 8
+PATHS, MOST_PATHS, PATH_NUMBERS = 8, 32, 5e7
+"""Restarts that look for other modes: the more the cheaper, as long as a step of all of them computes so many numbers at most."""
 
 INFORMING = 64
 """Draws over which the likelihood's curvature is averaged, for the coordinates."""
@@ -43,13 +44,13 @@ INFORMING = 64
 SKEWING = 512
 """Fixed draws for the skew's four numbers a latent."""
 
-FIRST, MOST = 10_000, 60_000
-"""Draws that weights are judged by: of these k-hat has a standard error of about 0.09; up to those where that leaves it open."""
+FIRST, MOST = 5_000, 60_000
+"""Draws that weights are judged by: of the first k-hat has a standard error of about 0.1; the last where that leaves it open."""
 
 ENOUGH = 3_000
 """Effective draws with which the mean of any of hundreds of latents is known to 0.06 sd and its sd to 5%."""
 
-TEMPERED = 2_048
+TEMPERED, SPREAD = 2_048, 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +118,13 @@ def search(
     density, centering, q = _coordinates(make, sites, start, prior, seed)
     tell("gaussian")
     tried = [_gaussian(density, q, seed)]
-    if not tried[-1].enough:
+    if not tried[-1].enough and not _nearly(tried[-1]):
         tell("skewed")
         tried.append(_skewed(density, q, seed))
     tell("restarts")
     missed = _modes(density, tried[-1], prior, seed)
     whole = [] if missed.paths else tried[:]  # those that visit all modes found
-    if not tried[-1].enough or missed.paths:
+    if not (tried[-1].enough or _nearly(tried[-1])) or missed.paths:
         tell("student")
         more = _students(density, tried[-1], missed, seed)
         tried, whole = tried + more, whole + more
@@ -138,6 +139,11 @@ def search(
         tried.append(_tempered(density, tried[0], seed))
         best = tried[-1]
     return Found(density, centering, best, tried, missed, "")
+
+
+def _nearly(p: Proposal) -> bool:
+    """Whether its weights are good, and only too few draws effective: more of them are cheaper than another proposal."""
+    return p.weights.good is True and p.weights.ess / p.weights.draws > 0.2
 
 
 def _merit(p: Proposal) -> tuple[bool, float]:
@@ -275,10 +281,12 @@ def _judged(rung: str, density: Density, parameters: Tensors, draws: Draw) -> Pr
 
 def _extended(density: Density, p: Proposal) -> Proposal:
     """More draws, while it is open whether the weights are good, or good ones are too few."""
-    for stream, upto in ((1, 3 * FIRST), (2, MOST)):
+    for stream, most in enumerate((4 * FIRST, MOST)):
         if p.weights.good is False or p.enough or p.weights.ess / p.weights.draws < ENOUGH / MOST:
             break
-        z, log_q = p.draws(upto - len(p.z), stream)
+        wanted = 1.2 * ENOUGH * p.weights.draws / p.weights.ess if p.weights.good else most
+        upto = min(most, max(2 * len(p.z), math.ceil(wanted)))
+        z, log_q = p.draws(upto - len(p.z), 1 + stream)
         ratio = np.concatenate([p.ratio, (density(z) - log_q).numpy()])
         p = replace(p, z=torch.cat([p.z, z]), ratio=ratio, weights=weigh(ratio))
     return p
@@ -290,7 +298,13 @@ def _modes(density: Density, p: Proposal, prior: Callable[[Density], torch.Tenso
     n = min(len(weights), 20_000)
     chosen = slice(0, n)
     share = weights[chosen] / weights[chosen].sum()
-    return look(density, p.z.numpy()[chosen], share, p.weights.log_mean, prior(density).numpy(), restarts=PATHS, seed=seed)
+    return look(
+        density, p.z.numpy()[chosen], share, p.weights.log_mean, prior(density).numpy(), restarts=_restarts(density), seed=seed
+    )
+
+
+def _restarts(density: Density) -> int:
+    return int(min(MOST_PATHS, max(PATHS, PATH_NUMBERS / (density.scalars * density.dimension**2))))
 
 
 def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> list[Proposal]:
@@ -335,18 +349,23 @@ def _student(density: Density, q: Student, seed: list[int]) -> Proposal:
 
 
 def _tempered(density: Density, p: Proposal, seed: int) -> Proposal:
-    """The Gaussian's draws, moved to the posterior."""
+    """The Gaussian's draws, spread out, and moved to the posterior.
+
+    Spread out, for draws are brought in from where the posterior is not more easily than sent out to where it is and q was not; by
+    so much that q's entropy grows by about two nats, whatever the dimension.
+    """
     d, parameters = density.dimension, p.parameters
+    wider = 1 + SPREAD / math.sqrt(d)
 
     @torch.enable_grad()
     def ratio(e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         e = e.detach().requires_grad_()
-        z, log_det = place(parameters, e)
+        z, log_det = place(parameters, wider * e)
         value, slope = density.gradient(z.detach())
         (pulled,) = torch.autograd.grad((z * slope).sum() + log_det.expand(len(e)).sum(), e)
         e = e.detach()
-        return value + (log_det.detach() + 0.5 * e.square().sum(1)) + d / 2 * math.log(2 * math.pi), pulled + e
+        return value + (log_det.detach() + 0.5 * e.square().sum(1)) + d * (math.log(wider) + 0.5 * math.log(2 * math.pi)), pulled + e
 
     e = torch.from_numpy(np.random.default_rng([seed, 77]).standard_normal((TEMPERED, d)))
     moved = temper(ratio, e, seed=seed)
-    return replace(p, rung="tempered", moved=moved, moved_z=place(parameters, moved.e)[0])
+    return replace(p, rung="tempered", moved=moved, moved_z=place(parameters, wider * moved.e)[0])

@@ -28,6 +28,9 @@ REGION = 0.95
 
 REGION_DRAWS = 1_000
 
+POINTS = 4
+"""Along a path, where a Gaussian is looked for: most lie at its end."""
+
 MOST_FULL = 100
 """Latents up to which a path's Gaussian has a full covariance, which costs that many products with the Hessian a point."""
 
@@ -82,7 +85,7 @@ def look(density: Density, u: Array, weights: Array, log_evidence: float, prior:
     sd = np.sqrt(np.maximum(weights @ np.square(u - mean), 1e-300))
     full = density.dimension <= MOST_FULL
     starts = np.stack(_starts(mean, sd, prior, restarts, np.random.default_rng(seed)))
-    paths = gaussians(density, torch.from_numpy(starts).to(density.device), full=full)
+    paths = gaussians(density, torch.from_numpy(starts).to(density.device), full=full, points=POINTS)
     if not paths:
         return Restarts(0, None, "", 0.0, "", False)
     paths.sort(key=lambda path: -path.elbo)
@@ -98,7 +101,7 @@ def look(density: Density, u: Array, weights: Array, log_evidence: float, prior:
         inside = _squares(torch.from_numpy(u), path).numpy() <= _radius(density.dimension)
         ours = float(weights @ inside)
         ours_se = math.sqrt(float(np.square(weights * (inside - ours)).sum())) + 1 / len(u)
-        distance = float(np.max(np.abs(_np(path.loc) - mean) / sd))
+        distance = min(float(np.max(np.abs(_np(path.loc) - mean) / sd)), 1e100)
         share = theirs / (1 + theirs) if theirs < math.inf else 1.0
         matters = share * distance > 0.1 or share * distance**2 > 0.2
         if matters and ours + 2 * ours_se < (theirs - 2 * theirs_se) / 3:

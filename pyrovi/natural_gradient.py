@@ -23,10 +23,13 @@ __all__ = ["best_gaussian"]
 
 MOST_STEPS = 25
 
-DRAWS_A_LATENT = 8
+DRAWS_A_LATENT = 16
 """Draws a step, times the latents: a regression of each gradient on all latents has as many unknowns as those."""
 
-LEAST_DRAWS = 512
+LEAST_DRAWS = 128
+
+MANY_DRAWS = 256
+"""From this many on half as many a latent do."""
 
 WIDEST, LONGEST = 4.0, 2.0
 """How much a variance may change in a step, and how many sds a mean may move, before the draws no longer tell of where it goes."""
@@ -47,7 +50,7 @@ def best_gaussian(density: Density, start: Start, *, seed: int) -> Start:
         seed: Of the draws.
     """
     d = density.dimension
-    draws = max(LEAST_DRAWS, 2 ** math.ceil(math.log2(DRAWS_A_LATENT * d)))
+    draws = max(LEAST_DRAWS, 2 ** math.ceil(math.log2(min(DRAWS_A_LATENT * d, MANY_DRAWS + DRAWS_A_LATENT / 2 * d))))
     here = start._replace(scale=torch.diag(start.scale) if start.scale.dim() == 1 else start.scale, elbo=-math.inf)
     best, ahead, rate = here, here, 1.0
     slope: Line = (torch.zeros_like(here.loc), torch.eye(d, dtype=here.loc.dtype))

@@ -39,8 +39,8 @@ MOST_STEPS, RESCALED, MEMORY = 80, (0, 12, 30, 50), 10
 QUARTERINGS, FLAT = 10, 0.1
 """How often a step is shortened; the slope, per sd, of what is flat."""
 
-SCORING_DRAWS = 64
-"""Enough to rank Gaussians whose ELBOs differ by a nat."""
+SCORING_DRAWS = 32
+"""Enough to rank Gaussians whose ELBOs differ by some nats."""
 
 SOBOL_DIMENSIONS = 21_201
 """Of torch's table of direction numbers."""
@@ -99,25 +99,25 @@ def dispersed(loc: torch.Tensor, seed: int, paths: int) -> torch.Tensor:
     return torch.stack([loc, *(torch.from_numpy(rng.uniform(-2, 2, len(loc))).to(loc) for _ in range(paths - 1))])
 
 
-def gaussians(density: Density, starts: torch.Tensor, *, full: bool) -> list[Start]:
+def gaussians(density: Density, starts: torch.Tensor, *, full: bool, points: int = POINTS) -> list[Start]:
     """The best Gaussian along the path from each start, `(paths, dimension)`, where it has one.
 
     With full covariances only the best two points of a path are looked at, best as independent Normals: a whole Hessian costs as
     much as `dimension` gradients.
     """
-    paths = [path[np.unique(np.linspace(0, len(path) - 1, POINTS).astype(int))] for path in climb(density, starts) if len(path)]
+    paths = [path[np.unique(np.linspace(0, len(path) - 1, points).astype(int))] for path in climb(density, starts) if len(path)]
     if not paths:
         return []
-    points, scales = torch.cat(paths), _sds(density, torch.cat(paths))
-    elbo, scales = _elbos(density, points, scales)
-    groups = torch.arange(len(points)).split([len(path) for path in paths])
+    locs, scales = torch.cat(paths), _sds(density, torch.cat(paths))
+    elbo, scales = _elbos(density, locs, scales)
+    groups = torch.arange(len(locs)).split([len(path) for path in paths])
     if full:
-        groups = [group[elbo[group].argsort(descending=True)[:2]] for group in groups]
-        points, scales = points[torch.cat(groups)], _curved(density, points[torch.cat(groups)], scales[torch.cat(groups)])
-        elbo, scales = _elbos(density, points, scales)
-        groups = torch.arange(len(points)).split([len(group) for group in groups])
+        chosen = [group[elbo[group].argsort(descending=True)[:2]] for group in groups]
+        locs, scales = locs[torch.cat(chosen)], _curved(density, locs[torch.cat(chosen)], scales[torch.cat(chosen)])
+        elbo, scales = _elbos(density, locs, scales)
+        groups = torch.arange(len(locs)).split([len(group) for group in chosen])
     best = [int(group[elbo[group].argmax()]) for group in groups]
-    return [Start(points[i], scales[i], float(elbo[i])) for i in best if torch.isfinite(elbo[i])]
+    return [Start(locs[i], scales[i], float(elbo[i])) for i in best if torch.isfinite(elbo[i])]
 
 
 def climb(density: Density, x: torch.Tensor) -> list[torch.Tensor]:
@@ -229,7 +229,7 @@ def _elbos(density: Density, u: torch.Tensor, scales: torch.Tensor) -> tuple[tor
         wide = scales[todo]
         full = wide.dim() == 3
         placed = u[todo][:, None] + (e @ wide.mT if full else e * wide[:, None])
-        values = density.gradient(placed.reshape(-1, d))[0].reshape(-1, len(e)).mean(1)
+        values = density(placed.reshape(-1, d)).reshape(-1, len(e)).mean(1)
         log_det = (wide.diagonal(dim1=-2, dim2=-1) if full else wide).log().sum(-1)
         elbo[todo] = values + log_det + d / 2 * (1 + math.log(2 * math.pi))
         elbo = torch.where(torch.isfinite(elbo), elbo, -torch.inf)

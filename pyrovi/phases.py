@@ -299,7 +299,8 @@ def _monte_carlo(pulls: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
 def _worth(pulls: NDArray[np.float64], start: int, end: int) -> NDArray[np.float64]:
     """What going on from point `start` through `end` can gain, by fit, in nats: ½ slope² / curvature.
 
-    It is infinite where the loss does not curve upwards. Two standard errors of the slope are allowed for, so that noise does not pass for rest.
+    It is infinite where the loss does not curve upwards. Two standard errors of the slope are allowed for, so that noise does not
+    pass for rest.
     """
     slope = pulls[..., end, end] - pulls[..., end, start]
     curvature = (slope - pulls[..., start, end] + pulls[..., start, start]).mean(-1)

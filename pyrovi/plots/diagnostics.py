@@ -17,7 +17,7 @@ from pyrovi.result import Fit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["POINTS", "TAIL", "elbo", "elements", "label", "posterior", "spread_of"]
+__all__ = ["POINTS", "TAIL", "elbo", "elements", "label", "posterior", "spread_of", "spread_out"]
 
 POINTS, GRID = 800, 300
 """Steps drawn of a trace, points of a density curve: as many as a panel can show."""
@@ -99,7 +99,7 @@ def posterior(
 
     values = spread_of(fit, draws)
     wanted = elements(values, var_names or list(values))
-    chosen = _spread(wanted, max(1, max_panels))
+    chosen = spread_out(wanted, max(1, max_panels))
     panels = sum(map(len, chosen.values()))
     columns = min(4, panels)
     rows = -(-panels // columns)
@@ -158,7 +158,7 @@ def elements(values: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[s
     return wanted
 
 
-def _spread(wanted: Mapping[str, NDArray[np.intp]], limit: int) -> dict[str, NDArray[np.intp]]:
+def spread_out(wanted: Mapping[str, NDArray[np.intp]], limit: int) -> dict[str, NDArray[np.intp]]:
     """Elements to show of each variable: equal shares until one is used up, evenly spaced."""
     share = dict.fromkeys(wanted, 0)
     while sum(share.values()) < min(limit, sum(map(len, wanted.values()))):
