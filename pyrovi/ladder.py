@@ -156,22 +156,22 @@ def _coordinates(
     """The coordinates and the best Gaussian in them."""
     plain = make()
     parts = [part for part in plain.parts if part.name in sites]
-    centering = {part.name: Centering(torch.zeros(part.shape), torch.zeros(part.shape)) for part in parts}
-    density = make(centering=centering) if parts else plain
-    full = density.dimension <= MOST_DENSE
-    origin = start.clone()
+    q = _first(plain, start, prior(plain), seed)
+    if not parts:
+        if q is None:
+            raise ModelError(NOWHERE)
+        return plain, {}, q
+    # Seen from the prior, or as they are: either may be a funnel that no path leaves.
+    density, centering = plain, {}
+    prior_alone = {part.name: Centering(torch.zeros(part.shape), torch.zeros(part.shape)) for part in parts}
+    other, origin = make(centering=prior_alone), start.clone()
     for part in parts:
         origin[part.start : part.stop] = 0.0
-    starts = torch.cat([dispersed(origin, seed, PATHS // 2), prior(density)[: PATHS // 2].to(start)])
-    found = gaussians(density, starts, full=full)
-    if not found:
-        raise ModelError(
-            f"no Gaussian about any of {len(starts)} paths from different starts has a finite ELBO: the model's density is zero or "
-            "NaN wherever they went; check its priors and supports"
-        )
-    q = best_gaussian(density, max(found, key=lambda s: s.elbo), seed=seed)
-    if not parts:
-        return density, {}, q
+    rival = _first(other, origin, prior(other), seed)
+    if rival is not None and (q is None or rival.elbo > q.elbo):
+        density, centering, q = other, prior_alone, rival
+    if q is None:
+        raise ModelError(NOWHERE)
     likelihood = make(likelihood=True)
     for _ in range(2):
         informed = _informed(likelihood, density, q, [part.name for part in parts])
@@ -187,6 +187,19 @@ def _coordinates(
         if gain < 0.02 * density.dimension:
             break
     return density, centering, q
+
+
+NOWHERE = (
+    "no Gaussian about any path from different starts has a finite ELBO: the model's density is zero or NaN wherever they went; "
+    "check its priors and supports"
+)
+
+
+def _first(density: Density, start: torch.Tensor, prior: torch.Tensor, seed: int) -> Start | None:
+    """The best Gaussian that paths from dispersed starts lead to."""
+    starts = torch.cat([dispersed(start, seed, PATHS // 2), prior[: PATHS // 2].to(start)])
+    found = gaussians(density, starts, full=density.dimension <= MOST_DENSE)
+    return best_gaussian(density, max(found, key=lambda s: s.elbo), seed=seed) if found else None
 
 
 def _informed(likelihood: Density, density: Density, q: Start, sites: list[str]) -> dict[str, Centering]:
@@ -364,7 +377,9 @@ def _tempered(density: Density, p: Proposal, seed: int) -> Proposal:
         value, slope = density.gradient(z.detach())
         (pulled,) = torch.autograd.grad((z * slope).sum() + log_det.expand(len(e)).sum(), e)
         e = e.detach()
-        return value + (log_det.detach() + 0.5 * e.square().sum(1)) + d * (math.log(wider) + 0.5 * math.log(2 * math.pi)), pulled + e
+        return value + (log_det.detach() + 0.5 * e.square().sum(1)) + d * (
+            math.log(wider) + 0.5 * math.log(2 * math.pi)
+        ), pulled + e
 
     e = torch.from_numpy(np.random.default_rng([seed, 77]).standard_normal((TEMPERED, d)))
     moved = temper(ratio, e, seed=seed)
