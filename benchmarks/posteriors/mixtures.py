@@ -43,7 +43,7 @@ def vote(age, dole, voters):
     """The vote of 1996 by age: a logistic Gaussian process, its value at each of 71 ages a latent, by a Cholesky factor."""
     mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
     amplitude = pyro.sample("amplitude", dist.HalfNormal(1.0))
-    length = pyro.sample("length", dist.LogNormal(2.5, 0.5))
+    length = pyro.sample("length", dist.Gamma(4.0, 0.2))
     z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(age)]).to_event(1))
     distance = (age[:, None] - age).abs() / length
     correlation = (1 + 3**0.5 * distance) * (-(3**0.5) * distance).exp()

@@ -37,7 +37,7 @@ from pyro.infer import TraceEnum_ELBO
 from scipy.optimize import minimize
 
 from posteriors import FILES, MODELS, Posterior
-from posteriors.twins import TWINS
+from posteriors.twins import AS_SAMPLED, TWINS
 
 numpyro.enable_x64()
 numpyro.enable_validation(False)
@@ -127,8 +127,8 @@ def whitening(potential, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def nuts(m: Posterior, draws: int, warmup: int, chains: int, target: float, seed: int):
     """Draws by site, shape (chains, draws, …), as the model is written; the run's dimension and divergences."""
-    data, twin = m.data(), TWINS[m.name]
-    if m.not_centred:
+    data, twin = m.data(), AS_SAMPLED.get(m.name, TWINS[m.name])
+    if m.not_centred and m.name not in AS_SAMPLED:
         twin = numpyro.handlers.reparam(twin, config={name: LocScaleReparam(0.0) for name in m.not_centred})
     info = initialize_model(jax.random.PRNGKey(seed), twin, model_kwargs=data, dynamic_args=False, init_strategy=init_to_feasible())
     flat, unravel = ravel_pytree(info.param_info.z)

@@ -2,7 +2,10 @@
 
 from posteriors import MODELS, twins_hierarchies, twins_mixtures, twins_regressions, twins_series
 
-__all__ = ["TWINS"]
+__all__ = ["AS_SAMPLED", "TWINS"]
 
 MODULES = (twins_regressions, twins_series, twins_mixtures, twins_hierarchies)
 TWINS = {name: getattr(module, name) for module in MODULES for name in MODELS if hasattr(module, name)}
+
+AS_SAMPLED = {"transplants": twins_mixtures.transplants_not_centred}
+"""Those that the reference runs sample in another form, from which they compute the sites of the model."""

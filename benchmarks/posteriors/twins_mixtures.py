@@ -37,7 +37,7 @@ def nile_process(year, y):
 def vote(age, dole, voters):
     mean = numpyro.sample("mean", dist.Normal(0.0, 2.0))
     amplitude = numpyro.sample("amplitude", dist.HalfNormal(1.0))
-    length = numpyro.sample("length", dist.LogNormal(2.5, 0.5))
+    length = numpyro.sample("length", dist.Gamma(4.0, 0.2))
     z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([len(age)]).to_event(1))
     distance = jnp.abs(age[:, None] - age) / length
     correlation = (1 + 3**0.5 * distance) * jnp.exp(-(3**0.5) * distance)
@@ -54,5 +54,18 @@ def transplants(age, died, patients):
     covariance = amplitude**2 * jnp.exp(-0.5 * distance**2) + 1e-4 * jnp.eye(len(age))
     factor = jnp.linalg.cholesky(covariance)
     f = numpyro.sample("f", dist.MultivariateNormal(jnp.broadcast_to(mean, (len(age),)), scale_tril=factor))
+    with numpyro.plate("age_group", len(age)):
+        numpyro.sample("died", dist.Binomial(patients, logits=f), obs=died)
+
+
+def transplants_not_centred(age, died, patients):
+    """The same posterior as NUTS can sample it."""
+    mean = numpyro.sample("mean", dist.Normal(0.0, 5.0))
+    amplitude = numpyro.sample("amplitude", dist.HalfNormal(2.0))
+    length = numpyro.sample("length", dist.HalfNormal(50.0))
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([len(age)]).to_event(1))
+    distance = (age[:, None] - age) / length
+    factor = jnp.linalg.cholesky(amplitude**2 * jnp.exp(-0.5 * distance**2) + 1e-4 * jnp.eye(len(age)))
+    f = numpyro.deterministic("f", mean + factor @ z)
     with numpyro.plate("age_group", len(age)):
         numpyro.sample("died", dist.Binomial(patients, logits=f), obs=died)
