@@ -156,7 +156,7 @@ def optimum(
 def first_draws(family: str, dimension: int, rank: int, rows: int) -> int:
     """M to begin with: some two dozen a number that a latent's row of L holds, and no fewer than are as quick as one."""
     width = {"normal": 1, "low_rank": 1 + rank, "multivariate_normal": dimension}[family]
-    return max(256, rows, 2 ** math.ceil(math.log2(24 * width)))
+    return max(256, 2 * rows, 2 ** math.ceil(math.log2(24 * width)))
 
 
 def narrowed(density: Density, parameters: Tensors, e: torch.Tensor) -> Tensors:

@@ -555,7 +555,7 @@ def test_the_whitened_guide_takes_batches():
         ({"objective": "renyi"}, pyrovi.SettingsError, "objective is for method='svi'"),
         ({"lr": 0.1}, pyrovi.SettingsError, "lr is for method='svi'"),
         ({"engine": "pyro"}, pyrovi.SettingsError, "engine='pyro' is for method='svi'"),
-        ({"guide_options": {"init_scale": 1.0}}, pyrovi.GuideError, "takes no option 'init_scale'"),
+        ({"guide_options": {"init_width": 1.0}}, pyrovi.GuideError, "takes no option 'init_width'"),
         ({"guide_options": {"rank": 2}}, pyrovi.GuideError, "for family='low_rank'"),
         ({"seed": -1}, pyrovi.SettingsError, "seed must be"),
         ({"method": "exact"}, pyrovi.SettingsError, "unknown method 'exact'"),
