@@ -4,6 +4,7 @@
 """
 
 from pyrovi import data
+from pyrovi._calibrate import Calibration, calibrate
 from pyrovi._check import check
 from pyrovi._compare import compare
 from pyrovi._exact import ExactPosterior, exact
@@ -24,6 +25,7 @@ from pyrovi.verdict import Evidence, Level, Verdict
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "DataError",
     "Estimate",
     "Evidence",
@@ -41,6 +43,7 @@ __all__ = [
     "Status",
     "Step",
     "Verdict",
+    "calibrate",
     "check",
     "compare",
     "data",

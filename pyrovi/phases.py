@@ -145,7 +145,8 @@ class Phases:
     def _start_phase(self, at: int) -> None:
         self._first, self._pieces, self._means = at, list[_Piece](), list[NDArray[np.float64]]()
         self._settled = np.zeros(self._engine.fits, dtype=bool)
-        self._seen, self._ask_from = 0.0, 0
+        self._seen: Any = 0.0
+        self._ask_from = 0
         self._last: list[Phase] | None = None
         self.next = at + self._block
 

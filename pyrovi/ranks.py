@@ -73,10 +73,9 @@ class NullECDF:
     @property
     def band(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The lowest and the highest ECDF at each rank that stay within."""
-        # The largest tail at which a sample counts as outside, as `p_value` puts it.
-        last = math.ceil((1 - self.prob) * (1 + SIMULATED)) - 2
-        edge = self.departures[max(0, last)] * (1 + 1e-9)
-        inside = self.tails > edge
+        # The smallest tail at which a sample counts as inside, as `p_value` puts it.
+        first = math.floor((1 - self.prob) * (1 + SIMULATED)) - 1
+        inside = self.tails * (1 + 1e-9) >= self.departures[max(0, first)]
         low = inside.argmax(0)
         high = self.count - inside[::-1].argmax(0)
         return low / self.count, high / self.count

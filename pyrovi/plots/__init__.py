@@ -4,6 +4,7 @@ They are made without pyplot, so that no figure stays open and no setting change
 one as the last line of a cell, after `%matplotlib inline`. Where a function takes arrays, NumPy's and tensors will do alike.
 """
 
+from pyrovi.plots.calibration import calibration
 from pyrovi.plots.diagnostics import POINTS, elbo, posterior
 from pyrovi.plots.pictures import images, latent_grid, latent_scatter, reconstructions
 from pyrovi.plots.predictions import bands, forecast, quantile_bands
@@ -15,6 +16,7 @@ __all__ = [
     "POINTS",
     "REFERENCE",
     "bands",
+    "calibration",
     "density",
     "elbo",
     "forecast",

@@ -22,8 +22,8 @@ def calibration(found: Calibration, var_names: Sequence[str] | None = None, *, m
     """By scalar, the ECDF of the true value's rank less that of uniform ranks, and the band that uniform ones stay within.
 
     The band holds at all ranks and, its probability shared among them, for all scalars of the calibration. A curve that swings up
-    and then down is of ranks at both ends, sds too small; down and then up, of ranks in the middle, sds too large; above throughout, of
-    low ranks, q too high.
+    and then down is of ranks at both ends, sds too small; down and then up, of ranks in the middle, sds too large; above
+    throughout, of low ranks, q too high.
 
     Args:
         found: By `pyrovi.calibrate`.
