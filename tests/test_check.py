@@ -240,6 +240,13 @@ def test_a_variable_that_does_not_vary_is_no_error():
     assert against_weighted(["one", "x"], x, np.full(1_000, 1e-3)).mean_error.value == pytest.approx(0, abs=1e-9)
 
 
+def test_a_large_k_hat_of_few_draws_is_looked_at_again():
+    """A Gaussian for a Student-t(2): of 12,500 draws k-hat is 1 to 7, for a crowd of equal ratios at 0; of 200,000 it is 0.7."""
+    found = level("Gaussian on a Student-t(2)", 0).evidence
+    assert found.draws == 200_000
+    assert 0.55 < found.khat < 0.95
+
+
 def test_agreement_with_an_exact_posterior():
     from scipy import stats
 
