@@ -126,6 +126,7 @@ def exact(model: Model, data: Data | None = None) -> ExactPosterior:
 def settled_problem(model: Model, data: Data | None) -> Problem:
     """A model whose latents alone are unknown, on its data, checked, in float64; inside `isolated`."""
     import torch
+    from pyro.infer.autoguide import AutoDelta
     from pyro.infer.autoguide.initialization import InitMessenger
 
     from pyrovi.errors import ModelError
@@ -151,7 +152,8 @@ def settled_problem(model: Model, data: Data | None) -> Problem:
         raise ModelError(f"site {discrete[0]!r} is discrete, and its values cannot be summed over here; sum them out in the model")
     if not structure.latent:
         raise ModelError("the model has no latent site, and so no posterior")
-    return prepare(model, "delta", data, dtype=torch.float64, device=device)
+    guide = AutoDelta(model, init_loc_fn=feasible)  # a vague prior has no median that can be scored
+    return prepare(model, guide, data, dtype=torch.float64, device=device)
 
 
 def _from_prior(problem: Problem, density: Density) -> NDArray[np.float64] | None:

@@ -84,6 +84,12 @@ class Gaussian:
         return np.asarray(log_det - 0.5 * self.at.size * np.log(2 * np.pi / w) - 0.5 * w * (e**2).sum(1))
 
 
+def _log_gamma(shape: Array, n: int, rng: np.random.Generator) -> Array:
+    """The logarithms of standard Gamma draws, `(n, …)`; of a shape of 0.01 the draws themselves are 0."""
+    size = (n, *shape.shape)
+    return np.asarray(np.log(rng.standard_gamma(shape + 1, size)) + np.log1p(-rng.uniform(size=size)) / shape)
+
+
 @dataclass(frozen=True)
 class Scales:
     """Positive latents at places `at` of the flat vector, as logarithms: Gamma(a, rate b), or inverse Gamma where `inverse`."""
@@ -102,7 +108,7 @@ class Scales:
         return np.asarray((constant + (self.a - 1) * log_w - self.b * np.exp(log_w) + 2 * log_w * self.inverse).sum(1))
 
     def draw(self, n: int, rng: np.random.Generator) -> Array:
-        log_w = np.log(rng.gamma(self.a, 1 / self.b, (n, self.at.size)))
+        log_w = _log_gamma(self.a, n, rng) - np.log(self.b)
         return np.where(self.inverse, -log_w, log_w)
 
 
@@ -120,8 +126,8 @@ class Simplexes:
     def draw(self, n: int, rng: np.random.Generator) -> Array:
         """Shape `(n, rows, K)`, or `(n, rows)` in the unit interval."""
         alpha = self.concentration
-        logs = np.log(rng.standard_gamma(alpha + 1, (n, *alpha.shape))) + np.log(rng.uniform(size=(n, *alpha.shape))) / alpha
-        x = np.exp(logs - logs.max(-1, keepdims=True))  # by logarithms, or a concentration of 0.01 gives 0 / 0
+        logs = _log_gamma(alpha, n, rng)
+        x = np.exp(logs - logs.max(-1, keepdims=True))
         x /= x.sum(-1, keepdims=True)
         return np.asarray(x[..., 0] if self.unit_interval else x)
 

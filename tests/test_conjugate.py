@@ -296,6 +296,31 @@ def test_a_scale_of_a_million_is_found_as_well_as_one_of_one():
     assert found.std() == pytest.approx(shape**0.5 / rate, rel=1e-8)
 
 
+def test_vague_priors_and_rare_events_are_no_harder():
+    def vague(y):
+        v = pyro.sample("v", dist.InverseGamma(0.001, 0.001))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Normal(0.0, v.sqrt()), obs=y)
+
+    def rare(y):
+        with pyro.plate("n", len(y)):
+            p = pyro.sample("p", dist.Beta(0.5, 0.5))
+            pyro.sample("y", dist.Binomial(1_000_000, p), obs=y)
+
+    y = 1e-6 * np.arange(1.0, 6.0)
+    assert pyrovi.exact(vague, {"y": y}).marginals["v"].args[0] == pytest.approx(2.501, rel=1e-9)
+    counts = np.array([0.0, 1.0, 1e6])
+    assert np.allclose(pyrovi.exact(rare, {"y": counts}).mean()["p"], (0.5 + counts) / 1_000_001, rtol=1e-6, atol=0)
+
+    def nothing():
+        pyro.sample("y", dist.Poisson(pyro.sample("r", dist.Gamma(0.001, 1.0))), obs=torch.tensor(0.0))
+
+    with np.errstate(all="raise"):  # most of these draws are 10 to the minus hundreds
+        draws = pyrovi.exact(nothing).draws(2_000)["r"]
+    assert np.median(draws) < 1e-100
+    assert draws.mean() == pytest.approx(0.0005, abs=5 * (0.001 / 4 / 2_000) ** 0.5)
+
+
 @pytest.mark.parametrize("precision", [True, False])
 def test_a_mean_and_its_unknown_scale_by_group_are_normal_gamma(precision):
     """Evidence and marginals against quadrature over the scale, given which the mean is Normal."""
