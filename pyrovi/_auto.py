@@ -18,9 +18,11 @@ from pyrovi._typing import Data, Model, Tensors
 from pyrovi.agreement import against_weighted, columns
 from pyrovi.centering import dependent
 from pyrovi.density import Density, recorded
-from pyrovi.errors import ModelError, first_line
+from pyrovi.enumeration import SummedOut
+from pyrovi.errors import DiscreteLatent, GuideError, ModelError, first_line
 from pyrovi.estimate import Estimate
 from pyrovi.guides.coordinates import NARROW, AutoCoordinates
+from pyrovi.inputs import clone
 from pyrovi.ladder import Found, Proposal, search
 from pyrovi.preflight import Problem, prepare
 from pyrovi.progress import Stages
@@ -72,14 +74,7 @@ def fit_auto(
         assert dtype is not None
         with isolated(seed, dtype, device, validate=True), Stages(progress) as tell:
             try:
-                problem = prepare(
-                    model,
-                    "whitened",
-                    data,
-                    dtype=dtype,
-                    device=device,
-                    guide_options={"start": False, "family": "normal", "init_scale": NARROW},
-                )
+                problem = _prepared(model, data, dtype, device)
                 _suits(problem)
                 with pyro.validation_enabled(False):
                     found = _searched(problem, seed, tell)
@@ -125,6 +120,19 @@ def fit_auto(
         verdict=verdict,
         sample=sample,
     )
+
+
+def _prepared(model: Model, data: Data | None, dtype: torch.dtype, device: torch.device) -> Problem:
+    """The problem, discrete latents summed out where there are some and they have few values."""
+    options = {"start": False, "family": "normal", "init_scale": NARROW}
+    try:
+        return prepare(model, "whitened", data, dtype=dtype, device=device, guide_options=options)
+    except DiscreteLatent as error:
+        try:
+            summed = SummedOut(clone(model, "whitened", dtype, device)[0], error.nesting)
+            return prepare(summed, "whitened", data, dtype=dtype, device=device, guide_options=options)
+        except (ModelError, GuideError):
+            raise error from None
 
 
 def _suits(problem: Problem) -> None:

@@ -28,6 +28,14 @@ class GuideError(PyroviError, ValueError):
     """The guide cannot be run, or does not match the model's latent sites."""
 
 
+class DiscreteLatent(GuideError):
+    """A latent is discrete, in plates of `nesting` dimensions; a fit without settings sums it out where it can."""
+
+    def __init__(self, message: str, nesting: int) -> None:
+        super().__init__(message)
+        self.nesting = nesting
+
+
 class SettingsError(PyroviError, ValueError):
     """A setting is out of range, unknown, or contradicts another."""
 

@@ -20,7 +20,7 @@ from pyro.util import check_site_shape, get_rng_state, set_rng_state
 from pyrovi._isolation import Parameters
 from pyrovi._typing import Guide, Model, Transform
 from pyrovi.batching import find_batches, find_plate
-from pyrovi.errors import DataError, GuideError, ModelError, first_line, nearest
+from pyrovi.errors import DataError, DiscreteLatent, GuideError, ModelError, first_line, nearest
 from pyrovi.guides.auto import make_guide
 from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors, transformed
 from pyrovi.minibatch import Batched, Minibatches
@@ -130,9 +130,10 @@ def prepare(
     structure = check_observed(trace)
     discrete = [name for name, site in structure.latent.items() if getattr(site.support, "is_discrete", False)]
     if discrete and isinstance(guide, AutoGuide):
-        raise GuideError(
-            f"site {discrete[0]!r} is discrete, which autoguides cannot draw and pyrovi does not enumerate; sum it out of the "
-            "model (see pyro.distributions.MixtureSameFamily), or write a guide that samples it"
+        raise DiscreteLatent(
+            f"site {discrete[0]!r} is discrete, which autoguides cannot draw; fit without settings, which sums it out where it has "
+            "few values, or sum it out of the model (see pyro.distributions.MixtureSameFamily), or write a guide that samples it",
+            structure.max_plate_nesting,
         )
     plate, size = find_plate(structure, tensors, batch_size)
     batches = None
