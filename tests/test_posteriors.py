@@ -71,14 +71,14 @@ def test_the_reference_has_the_latents_of_the_model_in_their_shapes_where_its_de
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_reference_is_of_a_clean_run(models, name):
-    """Means known to 0.025 sd and sds to 2.5%, a quarter of what a fit may be off; densities that agree to rounding."""
+    """Means known to 0.03 sd and sds to 3%, a third of what a fit may be off; densities that agree to rounding."""
     found = models[name].diagnostics()
     if found["method"] == "exact":
         return
     assert found["r_hat"] < 1.01
     assert found["divergences"] == 0
     assert min(found["ess_bulk"], found["ess_tail"]) > 2_000
-    assert max(found["mcse_mean"], found["mcse_sd"]) < 0.025
+    assert max(found["mcse_mean"], found["mcse_sd"]) < 0.03
     assert found["agreement"] < 1e-8
 
 

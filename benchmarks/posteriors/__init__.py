@@ -120,7 +120,6 @@ NOT_CENTRED = {
     "diabetes_by_age": ("intercept",),
     "digits": ("coef",),
     "china_smoking": ("a", "b"),
-    "transplants": ("f",),
 }
 
 MODELS = {

@@ -1,8 +1,10 @@
 """The hierarchical models once more, in NumPyro."""
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax.scipy.linalg import solve_triangular
 
 
 def eight_schools_centred(effect, error):
@@ -83,6 +85,25 @@ def grunfeld(value, capital, firm, invest):
     with numpyro.plate("row", len(invest)):
         expected = coef[firm, 0] + coef[firm, 1] * value + coef[firm, 2] * capital
         numpyro.sample("invest", dist.Normal(expected, sigma), obs=invest)
+
+
+def grunfeld_summed(value, capital, firm, invest):
+    """The same posterior with the firms' coefficients integrated out, and drawn given the rest from standard Normals."""
+    mean = numpyro.sample("mean", dist.Normal(0.0, 100.0).expand([3]).to_event(1))
+    sd = numpyro.sample("sd", dist.HalfNormal(jnp.array([100.0, 0.2, 0.2])).to_event(1))
+    corr = numpyro.sample("corr", dist.LKJCholesky(3, 2.0))
+    sigma = numpyro.sample("sigma", dist.HalfCauchy(50.0))
+    firms = int(firm.max()) + 1
+    e = numpyro.sample("e", dist.Normal(0.0, 1.0).expand([firms, 3]).to_event(2))
+    order = np.argsort(firm, kind="stable")
+    x = jnp.stack([jnp.ones(len(firm)), value[order], capital[order]], -1).reshape(firms, -1, 3)
+    rest = invest[order].reshape(firms, -1) - x @ mean
+    x = x @ (sd[:, None] * corr)
+    covariance = x @ x.mT + sigma**2 * jnp.eye(x.shape[1])
+    numpyro.factor("invest", dist.MultivariateNormal(0.0, covariance).log_prob(rest).sum())
+    root = jnp.linalg.cholesky(jnp.eye(3) + x.mT @ x / sigma**2)
+    given = solve_triangular(root, x.mT @ rest[..., None] / sigma**2, lower=True) + e[..., None]
+    numpyro.deterministic("z", solve_triangular(root.mT, given, lower=False)[..., 0])
 
 
 def elnino(celsius):
