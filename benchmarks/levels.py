@@ -114,18 +114,18 @@ class Case:
 BAD = {
     "mean-field on a 0.99-correlated Gaussian": Case(gaussian(correlated)),
     "mean-field on Neal's funnel (10-d)": Case(gaussian(funnel)),
-    "full rank on Neal's funnel (10-d)": Case(gaussian(funnel, "multivariate_normal")),
+    "full rank on Neal's funnel (10-d)": Case(gaussian(funnel, "multivariate_normal"), slow=True),
     "mean-field on a banana": Case(gaussian(banana)),
-    "full rank on a banana": Case(gaussian(banana, "multivariate_normal")),
+    "full rank on a banana": Case(gaussian(banana, "multivariate_normal"), slow=True),
     "q wide over two modes at ±5": Case(lambda seed: fixed(gaussian(bimodal)(seed), 0.0, 6.0)),
     "q on one of two modes at ±5": Case(lambda seed: fixed(gaussian(bimodal)(seed), 5.0, 1.0)),
     "Gaussian on a Student-t(2)": Case(gaussian(heavy)),
     "a guide stopped after 50 steps": Case(stopped),
     "a delta guide": Case(delta),
     "mean-field on eight schools, centred": Case(gaussian(schools_centred, "normal", SCHOOLS)),
-    "full rank on eight schools, centred": Case(gaussian(schools_centred, "multivariate_normal", SCHOOLS)),
-    "mean-field on eight schools, non-centred": Case(gaussian(schools, "normal", SCHOOLS)),
-    "full rank on eight schools, non-centred": Case(gaussian(schools, "multivariate_normal", SCHOOLS)),
+    "full rank on eight schools, centred": Case(gaussian(schools_centred, "multivariate_normal", SCHOOLS), slow=True),
+    "mean-field on eight schools, non-centred": Case(gaussian(schools, "normal", SCHOOLS), slow=True),
+    "full rank on eight schools, non-centred": Case(gaussian(schools, "multivariate_normal", SCHOOLS), slow=True),
 }
 
 GOOD = {
@@ -133,7 +133,9 @@ GOOD = {
     "normal_mean": Case(recipe("normal_mean"), trusted=True),
     "normal_mean, with the exact posterior": Case(recipe("normal_mean"), exact=True, trusted=True),
     "gamma_poisson, with the exact posterior": Case(recipe("gamma_poisson"), exact=True, trusted=True, slow=True),
+    "latent_outcome": Case(recipe("latent_outcome"), trusted=True, slow=True),
     "latent_outcome, with the exact posterior": Case(recipe("latent_outcome"), exact=True, trusted=True, slow=True),
+    "local_level": Case(recipe("local_level"), trusted=True, slow=True),
     "local_level, with the exact posterior": Case(recipe("local_level"), exact=True, trusted=True, slow=True),
 }
 

@@ -36,13 +36,13 @@ def level(name, seed):
 # Levels by case
 
 
-@pytest.mark.parametrize("name", levels.BAD)
+@pytest.mark.parametrize("name", [name for name, case in levels.BAD.items() if not case.slow])
 def test_a_q_known_to_be_bad_is_never_trusted(name):
     assert level(name, 0).level is not Level.trust
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 20))
+@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("name", levels.BAD)
 def test_a_q_known_to_be_bad_is_never_trusted_on_any_seed(name, seed):
     assert level(name, seed).level is not Level.trust
@@ -137,6 +137,7 @@ def branching(y):
         pyro.sample("y", dist.Normal(a, scale), obs=y)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_recorded_is_fitted_again_instead(monkeypatch):
     monkeypatch.setattr("pyrovi.restarts.REFIT_DRAWS", 200)
     settings = {"steps": 250, "lr": 0.05, "stop": None, "progress": False}
@@ -153,6 +154,22 @@ def test_a_model_that_cannot_be_recorded_is_fitted_again_instead(monkeypatch):
     assert verdict.evidence.restarts == 0
     assert verdict.level is not Level.trust
     assert "its course depends on the value of a latent" in verdict.text
+
+
+def two_ways():
+    """Modes at ±6, in a model that cannot be recorded."""
+    a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    pyro.factor("modes", -0.5 * (a.abs() - 6) ** 2 if a < 100 else a)
+
+
+def test_another_mode_that_a_refit_finds_is_named(monkeypatch):
+    monkeypatch.setattr("pyrovi.restarts.REFIT_DRAWS", 200)
+    settings = {"steps": 200, "lr": 0.1, "stop": None, "progress": False}
+    verdict = pyrovi.fit(two_ways, "normal", **settings).check(max_draws=300)
+    assert verdict.evidence.restarts == 3
+    assert verdict.evidence.missed > 0.2
+    assert verdict.evidence.missed_where == "a"
+    assert verdict.level is Level.enrich
 
 
 def local(y):
