@@ -247,7 +247,8 @@ def test_agreement_of_weighted_draws_has_the_standard_errors_it_states():
 def test_equal_weights_leave_no_error_at_all():
     x = np.random.default_rng(0).normal(size=(1_000, 2))
     found = against_weighted(["x", "y"], x, np.full(1_000, 1e-3))
-    assert (found.mean_error.value, found.sd_error.value) == pytest.approx((0, 0), abs=1e-9)
+    for error in (found.mean_error, found.sd_error):
+        assert (error.value, error.se) == pytest.approx((0, 0), abs=1e-9)
     assert found.quantile_error.value < 0
     assert found.decided
 
