@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -112,19 +113,31 @@ def _run(problem: Problem, fit: Fit | None, settings: dict[str, Any], folder: Pa
     began = time.perf_counter()
     with pyro.validation_enabled(False):
         density = recorded(problem)
+        if torch.device(density.device).type != "cpu":
+            raise SettingsError("nuts runs on the CPU; fit there, or load the fit's run folder, which does")
         mark = _fingerprint(density)
         cached = _found(folder, mark, settings)
         if cached is not None:
             return cached
+        if folder is not None:
+            _check_writable(FilePath(folder))
         space = _whitened(density, fit, settings["chains"], settings["seed"])
         potential = _Potential(density, space)
         runs = [_chain(potential, z, settings, settings["seed"] + i) for i, z in enumerate(space.starts)]
         u = [space.place(run.z) for run in runs]
         container = _container(problem, density, runs, u, {**settings, "fingerprint": mark, "gradients": potential.count}, began)
     if folder is not None:
-        FilePath(folder).mkdir(parents=True, exist_ok=True)
         _arviz.write(container, str(FilePath(folder) / FILE))
     return container
+
+
+def _check_writable(folder: FilePath) -> None:
+    """Now, and not after minutes of sampling."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunFolderError(f"{folder} cannot be written to: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -157,8 +170,10 @@ def _whitened(density: Density, fit: Fit | None, chains: int, seed: int) -> _Spa
         finite = torch.isfinite(density(u))
         if (sd > 0).all() and int(finite.sum()) >= chains:
             scale = sd
-            if d <= min(MOST_DENSE, len(u) // 4):
-                scale = sd[:, None] * torch.linalg.cholesky((centred / sd).mT.cov() + 1e-9 * torch.eye(d, dtype=u.dtype))
+            shrink = d / len(u.unique(dim=0))  # weighted draws may be few different ones, of a covariance that is all but singular
+            if d <= MOST_DENSE and shrink < 0.5:
+                correlation = (1 - shrink) * (centred / sd).mT.cov() + shrink * torch.eye(d, dtype=u.dtype)
+                scale = sd[:, None] * torch.linalg.cholesky(correlation)
             space = _Space(u.mean(0), scale, [])
             rows = torch.nonzero(finite)[:, 0]
             space.starts.extend(space.find(u[rows[torch.linspace(0, len(rows) - 1, chains).long()]]))

@@ -155,6 +155,8 @@ def test_draws_are_kept_and_never_served_for_another_model(tmp_path, monkeypatch
     (tmp_path / "nuts.nc").write_bytes(b"no")
     with pytest.raises(pyrovi.RunFolderError, match="cannot be read"):
         pyrovi.nuts(rates, COUNTS, **settings)
+    with pytest.raises(pyrovi.RunFolderError, match="cannot be written to"):
+        pyrovi.nuts(rates, COUNTS, **{**settings, "folder": tmp_path / "nuts.nc"})
 
 
 def test_a_region_where_the_model_cannot_be_run_is_not_entered():
