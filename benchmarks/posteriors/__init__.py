@@ -23,7 +23,7 @@ import numpy as np
 
 from posteriors import hierarchies, mixtures, regressions, series
 
-__all__ = ["MODELS", "Posterior", "Reference"]
+__all__ = ["ALL", "MODELS", "Posterior", "Reference"]
 
 FILES = Path(__file__).parent / "files"
 
@@ -122,9 +122,12 @@ NOT_CENTRED = {
     "china_smoking": ("a", "b"),
 }
 
-MODELS = {
+ALL = {
     name: Posterior(name, getattr(module, name), kind, NOT_CENTRED.get(name, ()))
     for module, kinds in KINDS.items()
     for name, kind in kinds.items()
 }
-"""Every posterior by name."""
+"""Every model by name, with or without a reference."""
+
+MODELS = {name: m for name, m in ALL.items() if (FILES / f"{name}.json").exists()}
+"""Those with a reference by a clean run."""

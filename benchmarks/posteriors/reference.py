@@ -36,7 +36,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from scipy.optimize import minimize
 
-from posteriors import FILES, MODELS, Posterior
+from posteriors import ALL, FILES, Posterior
 from posteriors.twins import AS_SAMPLED, TWINS
 
 numpyro.enable_x64()
@@ -231,8 +231,8 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    for name in options.names or MODELS:
-        m = MODELS[name]
+    for name in options.names or ALL:
+        m = ALL[name]
         if options.check:
             print(f"{name:<24} {agreement(m, near_zero(m)):.1e}", flush=True)
         else:

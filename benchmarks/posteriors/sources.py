@@ -244,10 +244,10 @@ SOURCES = {
 
 def main():
     sys.path.insert(0, str(FILES.parent.parent))
-    from posteriors import MODELS
+    from posteriors import ALL
 
     FILES.mkdir(exist_ok=True)
-    for name in MODELS:
+    for name in ALL:
         data = SOURCES.get(name, globals().get(name))()
         np.savez_compressed(FILES / f"{name}.npz", **data)
         print(name, {key: value.shape for key, value in data.items()})
