@@ -37,6 +37,8 @@ def compare(
 ) -> pd.DataFrame:
     """Set a fit beside a reference, a row for each scalar of each variable that both have.
 
+    Of a fit it is the draws that `Fit.posterior` gives, which may be others than q's; the ELBO and the KL divergence are q's.
+
     Args:
         fit: A `Fit`, or any ArviZ container with a posterior group.
         other: The reference: an `ExactPosterior`, as of a recipe or from `exact`; the container that `nuts` gives, or any other of
@@ -61,11 +63,12 @@ def compare(
     import pandas as pd
 
     drawn = fit.draws(draws, seed=seed) if isinstance(fit, Fit) and fit.problem is not None else None
-    kept = getattr(fit, "sample", None) is not None  # draws other than q's own are what the fit answers with
-    sample = _arrays(drawn.posterior) if drawn is not None and not kept else _sample(fit, draws, seed)
+    own = drawn is not None and fit.sample is None  # else the fit answers with other draws than q's
+    sample = _arrays(drawn.posterior) if drawn is not None and own else _sample(fit, draws, seed)
     exact = isinstance(other, ExactPosterior)
     reference = other.marginals if isinstance(other, ExactPosterior) else _sample(other, draws, seed)
     sizes = {} if isinstance(other, (ExactPosterior, Fit)) else _sizes(other, force)
+    worth, worth_ref = _worth(fit), _worth(other)
     common = [name for name in sample if name in reference]
     if not common:
         raise PyroviError(
@@ -74,13 +77,13 @@ def compare(
     rows: dict[str, dict[str, float]] = {}
     for name in common:
         q = _columns(sample[name])
-        ref = _exact(reference[name], q.shape[0]) if exact else _sampled(reference[name], sizes.get(name))
+        ref = _exact(reference[name], q.shape[0]) if exact else _sampled(reference[name], sizes.get(name), worth_ref)
         shape = sample[name].shape[1:]
         if ref["shape"] != shape:
             raise PyroviError(f"{name!r} has shape {shape} in the fit and {ref['shape']} in the reference")
         for i, index in enumerate(np.ndindex(shape)):
             label = f"{name}[{', '.join(map(str, index))}]" if shape else name
-            rows[label] = _row(q[:, i], {key: value[..., i] for key, value in ref.items() if key != "shape"})
+            rows[label] = _row(q[:, i], min(len(q), worth), {key: value[..., i] for key, value in ref.items() if key != "shape"})
     table = pd.DataFrame.from_dict(rows, orient="index")
     if isinstance(fit, Fit) and fit.point_estimate:
         return table  # a point has no density, and so no ELBO
@@ -88,10 +91,20 @@ def compare(
         table.attrs.update(_evidence(drawn.elbo.numpy(), other))
     elif isinstance(fit, Fit):
         stats = _arviz.group(fit.stored, "sample_stats")
-        table.attrs.update(_evidence(np.ravel(stats["lp"] - stats["log_q"]), other))
+        elbos = np.ravel(stats["lp"] - stats["log_q"])
+        if np.isfinite(elbos).all():  # they are q's own draws
+            table.attrs.update(_evidence(elbos, other))
     if isinstance(other, Fit) and other.problem is not None and not other.point_estimate and "elbo" in table.attrs:
         table.attrs["elbo_ref"] = _evidence(other.draws(draws, seed=seed).elbo.numpy(), None)["elbo"]
     return table
+
+
+def _worth(source: Any) -> float:
+    """How many independent draws a fit's draws are worth at most: weighted ones, taken many times, not more than their own."""
+    if not isinstance(source, Fit) or source.sample is None:
+        return math.inf
+    weights = source.sample.weights
+    return float(len(source.sample)) if weights is None else float(1 / np.square(weights).sum())
 
 
 def _sizes(reference: Any, force: bool) -> dict[str, NDArray[np.float64]]:
@@ -140,7 +153,7 @@ def _exact(marginal: Any, n: int) -> dict[str, Any]:
     }
 
 
-def _sampled(sample: NDArray[np.float64], size: NDArray[np.float64] | None) -> dict[str, Any]:
+def _sampled(sample: NDArray[np.float64], size: NDArray[np.float64] | None, worth: float) -> dict[str, Any]:
     flat = _columns(sample)
     return {
         "shape": sample.shape[1:],
@@ -148,17 +161,17 @@ def _sampled(sample: NDArray[np.float64], size: NDArray[np.float64] | None) -> d
         "sd": flat.std(0, ddof=1),
         **{name: np.quantile(flat, p, axis=0) for name, p in QUANTILES.items()},
         "sorted": np.sort(flat, axis=0),
-        "size": np.full(flat.shape[1], len(flat)) if size is None else size.reshape(-1),
+        "size": np.full(flat.shape[1], min(len(flat), worth)) if size is None else size.reshape(-1),
     }
 
 
-def _row(q: NDArray[np.float64], ref: Mapping[str, Any]) -> dict[str, float]:
+def _row(q: NDArray[np.float64], size: float, ref: Mapping[str, Any]) -> dict[str, float]:
     from scipy.stats import wasserstein_distance
 
     mean, sd, unit = q.mean(), q.std(ddof=1), float(ref["sd"])
     with np.errstate(divide="ignore", invalid="ignore"):
         # Of a mean it is sd/√n, of an sd about sd √((kurtosis − 1)/4n); an exact reference has none.
-        noise = [(sd / unit) ** 2 / q.size, _sd_noise(q) / q.size]
+        noise = [(sd / unit) ** 2 / size, _sd_noise(q) / size]
         if "size" in ref:
             noise = [noise[0] + 1 / ref["size"], noise[1] + _sd_noise(ref["sorted"]) / ref["size"]]
         row = {

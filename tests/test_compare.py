@@ -1,5 +1,7 @@
 """`compare`: right to its stated errors where the answer is known in closed form."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -11,6 +13,7 @@ import pyrovi
 from pyrovi import _arviz
 from pyrovi.export import dataset
 from pyrovi.models import normal_mean
+from pyrovi.sample import Sample
 
 DATA = normal_mean.load()
 EXACT = normal_mean.exact(**DATA)
@@ -167,3 +170,18 @@ def test_a_user_s_own_conjugate_model_has_a_reference_too():
     fit = held_at(0.0, 1.0)
     own, byhand = (pyrovi.compare(fit, exact, draws=500) for exact in (pyrovi.exact(normal_mean.model, DATA), EXACT))
     assert own.attrs["kl"].value == pytest.approx(byhand.attrs["kl"].value, abs=1e-9)
+
+
+def test_weighted_draws_are_judged_as_the_fit_gives_them_and_are_worth_no_more_than_their_weights():
+    """q is a sd off, its weighted draws are not; the ELBO, and the KL with it, remain q's: half a nat."""
+    p = EXACT.marginals["w"]
+    fit = held_at(p.mean() + p.std(), 1.2 * p.std())
+    w = np.random.default_rng(0).normal(p.mean() + p.std(), 1.2 * p.std(), 4_000)
+    weights = p.pdf(w) / stats.norm(p.mean() + p.std(), 1.2 * p.std()).pdf(w)
+    weights /= weights.sum()
+    sample = Sample({"w": torch.from_numpy(w)}, "importance-resampled", weights)
+    table = pyrovi.compare(replace(fit, sample=sample), EXACT, draws=50_000)
+    row = table.loc["w"]
+    assert row["error_se"] == pytest.approx((weights**2).sum() ** 0.5 * row["sd_ratio"], rel=1e-6)
+    assert abs(row["error"]) < 4 * row["error_se"] < 0.2
+    assert table.attrs["kl"].value == pytest.approx(-np.log(1.2) + (1.44 + 1) / 2 - 0.5, abs=4 * table.attrs["kl"].se)
