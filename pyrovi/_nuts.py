@@ -61,8 +61,9 @@ def nuts(
     """Draws of the posterior by the no-U-turn sampler, as a reference for `compare`: right where its diagnostics are clean.
 
     It is Pyro's sampler, on the log density as pyrovi records it, in float64 and in coordinates in which the posterior has about
-    unit covariance: a fit's draws give them, or where there is no fit the best Gaussian of several Pathfinder paths. Half a
-    millisecond to one is Pyro's own time for a step of a trajectory, of which a draw takes some ten: minutes, not seconds.
+    unit covariance: a fit's draws give them, or where there is no fit the best Gaussian of several Pathfinder paths. A step of
+    a trajectory takes a fifth of a millisecond beside the gradient, which is Pyro's own time, and a draw some ten steps: half a
+    minute for a small model, the gradient compiled on the way.
 
     Args:
         model: A Pyro program, as for `pyrovi.fit`; or a `Fit`, which brings its model, data and learned parameters.
