@@ -14,6 +14,12 @@ __all__ = ["ENGINES", "make_engine"]
 ENGINES = ("auto", "pyro", "traced", "compiled")
 
 
+COMPILE_SECONDS = 0.015
+"""What compiling takes for each operation of the program, one core."""
+
+OPERATION_SECONDS = 2.5e-6
+"""What the interpreter adds to each operation, and the compiler saves."""
+
 SHORT = 200
 """Steps below which a fit runs on plain Pyro: recording a step takes about as long as thirty of Pyro's."""
 
@@ -28,6 +34,14 @@ def _ready(task: Task, recorded: Program, optimizer: FlatOptimizer) -> Traced:
         many = f" for {len(task.seeds)} fits at once" if len(task.seeds) > 1 else ""
         raise NotTraceable(f"what was recorded cannot be run{many}: {first_line(error)}") from error
     return traced
+
+
+def _worth_compiling(traced: Traced, steps: int) -> bool:
+    """Whether the compiler would save more time than it takes, by what a few interpreted steps take."""
+    operations, seconds, compiled = traced.timing()
+    idle = operations * OPERATION_SECONDS
+    saved = idle + 0.4 * max(0.0, seconds - idle)  # of the arithmetic itself, fusing saves about so much
+    return compiled or steps * saved > operations * COMPILE_SECONDS
 
 
 def make_engine(kind: str, task: Task) -> tuple[Traced | None, str]:
@@ -48,7 +62,7 @@ def make_engine(kind: str, task: Task) -> tuple[Traced | None, str]:
         traced = _ready(task, recorded, optimizer)
     except NotTraceable as reason:
         return None, str(reason)
-    if kind == "compiled" or (kind == "auto" and traced.worth_compiling()):
+    if kind == "compiled" or (kind == "auto" and _worth_compiling(traced, task.steps)):
         try:
             traced.compile()
         except NotTraceable as reason:

@@ -172,7 +172,7 @@ class Phases:
         engine.restart_average()
         if len(self._pieces) < PARTS:
             return False
-        over = self._look(elbo, fully=len(self._pieces) in (6, 8) or self._last is None)
+        over = self._look(elbo, fully=len(self._pieces) == 2 * PARTS or self._last is None)
         if len(self._pieces) == 2 * PARTS:
             self._pieces = [_joined(*pair) for pair in zip(self._pieces[::2], self._pieces[1::2], strict=True)]
             self._block *= 2
@@ -223,7 +223,7 @@ class Phases:
         points = [piece.sums / piece.steps for piece in window]
         if self._mean is not None:
             points.append(self._mean)
-        pulls = engine.pulls(torch.stack(points), draws := max(8, min(20, steps // 400)))
+        pulls = engine.pulls(torch.stack(points), draws := max(5, min(20, steps // 400)))
         mc_error, mc_se = _monte_carlo(pulls)
         # Where the same seed does not give the same draws, as of a Gamma, that is noisy: more of them, if they cost little.
         more = draws * float(np.nanmax((mc_se / (0.1 * self._tolerance))[wanting] ** 2))

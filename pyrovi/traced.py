@@ -22,12 +22,6 @@ from pyrovi.updates import FlatOptimizer, clip_by_norm
 
 __all__ = ["Traced"]
 
-COMPILE_SECONDS = 0.015
-"""What compiling takes for each operation of the program, one core."""
-
-OPERATION_SECONDS = 2.5e-6
-"""What the interpreter adds to each operation, and the compiler saves."""
-
 BLOCK = 1_000
 """The most steps whose noise is drawn at once."""
 
@@ -332,21 +326,13 @@ class Traced:
         rows = [] if size is None else [torch.zeros(self.fits, size, dtype=torch.int64)]
         return self._arguments([*own, *rows], weight)
 
-    def worth_compiling(self) -> bool:
-        """Whether the compiler would save more time than it takes, by what a few interpreted steps take."""
-        size = self._main_size
-        step = self._program.steps[size]
-        operations = len(step.body.graph.nodes)
-        if is_compiled(self._key(size)):
-            return True
-        times = []
+    def timing(self) -> tuple[int, float, bool]:
+        """The operations of the step, the seconds of an interpreted one, and whether it has been compiled before."""
+        size, at = self._main_size, [time.perf_counter()]
         for _ in range(4):
-            began = time.perf_counter()
             self.try_step(size)
-            times.append(time.perf_counter() - began)
-        idle = operations * OPERATION_SECONDS
-        saved = idle + 0.4 * max(0.0, min(times) - idle)  # of the arithmetic itself, fusing saves about so much
-        return self._task.steps * saved > operations * COMPILE_SECONDS
+            at.append(time.perf_counter())
+        return len(self._program.steps[size].body.graph.nodes), float(np.diff(at).min()), is_compiled(self._key(size))
 
     def restart_average(self) -> None:
         self.averaged = 0
@@ -359,7 +345,7 @@ class Traced:
         return self._total.numpy()[:, self._watched].astype(np.float64)
 
     def named(self, flat: torch.Tensor) -> list[Tensors]:
-        """By name; parameters that no loss depends on are where they started."""
+        # Parameters that no loss depends on are where they started.
         return [{**start, **self._program.layout.named(row)} for start, row in zip(self._task.starts, flat, strict=True)]
 
     def values(self) -> list[Tensors]:
@@ -386,11 +372,9 @@ class Traced:
     @torch.no_grad()
     def scores(self, values: Sequence[Tensors]) -> NDArray[np.float64]:
         flat = torch.stack([self._program.layout.flat(value) for value in values])
-        out = np.empty((self.fits, SCORED))
         torch.manual_seed(self._task.seeds[0])  # for draws that are made inside the program
-        for i, (size, inputs) in enumerate(self._held_inputs(SCORED)):
-            out[:, i] = -self._calls[size](flat, *inputs, *self._fixed[size])[1].double().numpy()
-        return out
+        losses = [self._calls[size](flat, *inputs, *self._fixed[size])[1] for size, inputs in self._held_inputs(SCORED)]
+        return -torch.stack(losses, 1).double().numpy()
 
     @torch.no_grad()
     def pulls(self, points: torch.Tensor, draws: int) -> NDArray[np.float64]:
