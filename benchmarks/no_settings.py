@@ -181,30 +181,50 @@ def page(ours: Mapping[str, list[Result]], theirs: Mapping[str, Mapping[str, Res
     """The page in Markdown."""
     from posteriors import MODELS
 
-    columns = list(dict.fromkeys(peer for row in theirs.values() for peer in row))
-    header = ["posterior", "what", "latents", "level", "mean off by, sd", "sd ratio", "right", "median s", "largest s", *columns]
-    lines = [model_line(name, ours[name], theirs.get(name, {}), columns) for name in MODELS if name in ours]
-    figures = [[name, value, GOALS.get(name, "")] for name, value in totals(ours).items()]
-    seeds = max(map(len, ours.values()))
-    references = [["posterior", "latents", "reference", "r-hat", "ess, bulk", "ess, tail", "divergences"]]
-    for m in MODELS.values():
-        d = m.diagnostics()
-        given = [f"{d[key]}" if key in d else "" for key in ("r_hat", "ess_bulk", "ess_tail", "divergences")]
-        references.append([f"`{m.name}`", str(d["dimension"]), d["method"], *given])
     parts = [
         "# A fit without settings, on real posteriors",
         "`make bench-accuracy` measures and writes this page; the peers are `pip install 'pyrovi[bench]'`.",
         (__doc__ or "").split("\n\n")[-1].strip(),
-        f"{len(ours)} models, {seeds} seed{'s' if seeds > 1 else ''} each. {where}",
-        markdown([["pyrovi", "", "goal"], *figures]),
     ]
+    if ours:
+        seeds = max(map(len, ours.values()))
+        figures = [[name, value, GOALS.get(name, "")] for name, value in totals(ours).items()]
+        parts += [f"{len(ours)} models, {seeds} seed{'s' if seeds > 1 else ''} each. {where}"]
+        parts += [markdown([["pyrovi", "", "goal"], *figures])]
     if theirs:
         head = ["peer, by default", "right", f"wrong with k-hat < {COMFORTABLE}", "failed", "median"]
         parts += [markdown([head, *peer_totals(theirs)]), peers_doc()]
-    note = "The worst of the seeds. A peer's cell: the largest error of a mean in sds, the ratio of sds furthest from 1, k-hat."
-    parts += [f"{note} Bold: wrong, with a k-hat under {COMFORTABLE}.", markdown([header, *lines])]
-    parts += ["## The references", markdown(references)]
+    if ours:
+        columns = list(dict.fromkeys(peer for row in theirs.values() for peer in row))
+        header = [
+            "posterior",
+            "what",
+            "latents",
+            "level",
+            "mean off by, sd",
+            "sd ratio",
+            "right",
+            "median s",
+            "largest s",
+            *columns,
+        ]
+        lines = [model_line(name, ours[name], theirs.get(name, {}), columns) for name in MODELS if name in ours]
+        note = "The worst of the seeds. A peer's cell: the largest error of a mean in sds, the ratio of sds furthest from 1, k-hat."
+        parts += [f"{note} Bold: wrong, with a k-hat under {COMFORTABLE}.", markdown([header, *lines])]
+    parts += ["## The references", markdown(references())]
     return "\n\n".join(parts) + "\n"
+
+
+def references() -> list[list[str]]:
+    """What each posterior is, and the diagnostics of the run that its reference is from."""
+    from posteriors import MODELS
+
+    rows = [["posterior", "what", "latents", "reference", "r-hat", "ess, bulk", "ess, tail", "divergences"]]
+    for m in MODELS.values():
+        d = m.diagnostics()
+        given = [f"{d[key]}" if key in d else "" for key in ("r_hat", "ess_bulk", "ess_tail", "divergences")]
+        rows.append([f"`{m.name}`", m.kind, str(d["dimension"]), d["method"], *given])
+    return rows
 
 
 def peers_doc() -> str:
@@ -241,7 +261,8 @@ def main() -> None:
             subprocess.run([sys.executable, HERE / "posteriors" / "peers.py", *names], check=True, env=os.environ)
     if not options.dry:
         ours, theirs = (json.loads(path.read_text()) if path.exists() else {} for path in (OURS, THEIRS))
-        print(*[f"{name:<24} {value}" for name, value in totals(ours).items()], sep="\n")
+        if ours:
+            print(*[f"{name:<24} {value}" for name, value in totals(ours).items()], sep="\n")
         PAGE.write_text(page(ours, theirs, bench.machine()))
 
 
