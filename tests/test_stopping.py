@@ -133,6 +133,7 @@ def test_a_walk_about_its_optimum_converges_and_its_mean_is_worth_the_tolerance(
     assert engine.done < 20_000
     mean, count = rule.mean()
     assert count >= 512
+    assert all(np.mean([fit.mc_error for fit in phase]) <= 0.25 * allowed(2) for phase in rule.phases)
     assert (0.5 * mean.numpy() ** 2).sum(1).max() < allowed(2)
     assert (0.5 * engine.at**2).sum(1).max() > allowed(2)
 
