@@ -55,8 +55,8 @@ class Student(NamedTuple):
         points = np.searchsorted(np.cumsum(torch.softmax(self.logits, 0).numpy()), (np.arange(n) + rng.uniform()) / n)
         k = torch.from_numpy(np.minimum(points, len(self.logits) - 1))
         d = self.locs.shape[1]
-        e = torch.from_numpy(rng.standard_normal((n, d)))
-        wide = torch.from_numpy(np.sqrt(float(self.df) / rng.chisquare(float(self.df), n)))
+        e = torch.from_numpy(rng.standard_normal((n, d))).clone()
+        wide = torch.from_numpy(np.sqrt(float(self.df) / rng.chisquare(float(self.df), n))).clone()
         z = torch.empty(n, d, dtype=torch.float64)
         for component in range(len(self.logits)):
             mine = k == component

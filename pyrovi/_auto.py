@@ -152,7 +152,7 @@ def _searched(problem: Problem, seed: int, tell: Callable[[str], None]) -> Found
         raise NotAutomatic(first_line(error)) from error
     start = guide._init_loc().double()
     sites = dependent(problem.model, problem.data, plain.parts, guide._init_loc())
-    rows = torch.from_numpy(prior_rows(problem, plain))
+    rows = torch.from_numpy(prior_rows(problem, plain)).clone()
     rng = torch.Generator().manual_seed(seed)
 
     def prior(density: Density) -> torch.Tensor:
@@ -215,8 +215,12 @@ def _verdict(found: Found) -> Verdict:
         untested="" if found.restarts.found else "no restart found a Gaussian with a finite ELBO",
         kept=True,
     )
-    if p.moved is not None:
-        return judge(replace(evidence, moved=len(p.moved.e), moved_rhat=p.moved.rhat, moved_evidence=_moved_evidence(p)))
+    if p.settled is not None:
+        evidence = replace(evidence, shift=p.settled.shift, still=p.settled.still)
+    if p.moved_z is not None:
+        assert p.settled is not None
+        by = _moved_evidence(p) if p.moved is not None else None
+        return judge(replace(evidence, moved=len(p.moved_z), moved_rhat=p.settled.rhat, moved_evidence=by))
     if w.ess:
         log_evidence = Estimate(w.log_mean, math.sqrt(max(0.0, 1 / w.ess - 1 / n)))
         gap = np.square(w.weights - 1 / n - (p.ratio - p.ratio.mean()) / n).sum() if share == 1 else math.inf

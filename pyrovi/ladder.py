@@ -25,11 +25,11 @@ from pyrovi.errors import ModelError
 from pyrovi.fixed_draws import Objective
 from pyrovi.guides.gaussian import MOST_DENSE, initial, place
 from pyrovi.guides.student import Student, matched
-from pyrovi.importance import Weights, weigh
+from pyrovi.importance import Weights, resample, weigh
 from pyrovi.modes import Restarts, look
 from pyrovi.natural_gradient import best_gaussian
 from pyrovi.pathfinder import Start, dispersed, gaussians, standard_draws
-from pyrovi.tempering import Tempered, temper
+from pyrovi.tempering import GROUPS, MOVES, Moments, Settled, Tempered, settle, temper
 
 __all__ = ["Found", "Proposal", "search"]
 
@@ -50,7 +50,13 @@ FIRST, MOST = 5_000, 60_000
 ENOUGH = 3_000
 """Effective draws with which the mean of any of hundreds of latents is known to 0.06 sd and its sd to 5%."""
 
-TEMPERED, SPREAD = 2_048, 1.5
+SPREAD = 1.5
+
+LEAST_MOVED, MOST_MOVED, MOVED_NUMBERS = 256, 2_048, 3e9
+"""Draws that are moved, and numbers that moving them computes."""
+
+STANDING = 0.995
+"""The share of effective draws above which nothing can move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,9 @@ class Proposal:
         ratio: their log p − log q, `(n,)`, NumPy.
         weights: The same, smoothed.
         draws: Gives more.
-        moved: How draws were moved on from there.
+        moved: How draws were moved to the posterior from there,
+        settled: whether they stood still there,
+        moved_z: and the draws, where they are to be used.
     """
 
     rung: str
@@ -74,6 +82,7 @@ class Proposal:
     weights: Weights
     draws: Draw
     moved: Tempered | None = None
+    settled: Settled | None = None
     moved_z: torch.Tensor | None = None
 
     @property
@@ -134,10 +143,14 @@ def search(
     if not best.enough:
         tell("more draws")
         best = _extended(density, best)
-    if not best.enough and not missed.paths:
-        tell("tempered")
-        tried.append(_tempered(density, tried[0], seed))
-        best = tried[-1]
+    if not missed.paths:
+        if best.enough:
+            tell("settled")
+            best = _settled(density, best, seed)
+        if best.settled is not None and not best.settled.still or not best.enough:
+            tell("tempered")
+            tried.append(_tempered(density, tried[0], seed))
+            best = tried[-1]
     return Found(density, centering, best, tried, missed, "")
 
 
@@ -264,7 +277,7 @@ def _skewed(density: Density, q: Start, seed: int) -> Proposal:
     objective = Objective(density, initial("normal", q.loc, q.scale, skew=True), standard_draws(SKEWING, d, seed + 101))
 
     def negative(v: Array) -> tuple[float, Array]:
-        value, gradient = objective(torch.from_numpy(v))
+        value, gradient = objective(aligned(v))
         return min(value, 1e300), gradient.numpy()
 
     with np.errstate(all="ignore"):
@@ -272,14 +285,14 @@ def _skewed(density: Density, q: Start, seed: int) -> Proposal:
         found = minimize(
             negative, objective.start.numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 40, "maxcor": 20, "ftol": still}
         )
-    parameters = objective.parameters(torch.from_numpy(found.x if found.fun < 1e299 else objective.start.numpy()))
+    parameters = objective.parameters(aligned(found.x if found.fun < 1e299 else objective.start.numpy()))
     parameters |= {"lower": torch.zeros(d * (d - 1) // 2, dtype=q.loc.dtype)}
     return _judged("skewed", density, parameters, _placed(parameters, d, seed))
 
 
 def _placed(parameters: Tensors, d: int, seed: int) -> Draw:
     def draws(n: int, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
-        e = torch.from_numpy(np.random.default_rng([seed, stream]).standard_normal((n, d)))
+        e = standard(n, d, [seed, stream])
         z, log_det = place(parameters, e)
         return z, -0.5 * e.square().sum(1) - d / 2 * math.log(2 * math.pi) - log_det
 
@@ -326,11 +339,11 @@ def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> lis
     dfs = (5.0, 30.0) if d <= 10 else (30.0,)
     out: list[Proposal] = []
     for df in dfs:
-        q = matched(p.z, torch.from_numpy(p.weights.weights), df)
+        q = matched(p.z, aligned(p.weights.weights), df)
         if missed.paths:
             elbo = np.array([p.weights.log_mean, *(path.elbo for path in missed.paths)])
             q = Student(
-                torch.from_numpy(np.maximum(elbo - elbo.max(), -5.0)),
+                aligned(np.maximum(elbo - elbo.max(), -5.0)),
                 torch.cat([q.locs, torch.stack([path.loc for path in missed.paths])]),
                 torch.cat([q.scales, torch.stack([_lower(path.scale) for path in missed.paths])]),
                 q.df,
@@ -341,7 +354,7 @@ def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> lis
             if best is not None and now.weights.ess / now.weights.draws < 1.05 * best.weights.ess / best.weights.draws:
                 break
             best = now
-            q = matched(now.z, torch.from_numpy(now.weights.weights), df, q)
+            q = matched(now.z, aligned(now.weights.weights), df, q)
         assert best is not None
         out.append(best)
         if best.enough:
@@ -361,8 +374,46 @@ def _student(density: Density, q: Student, seed: list[int]) -> Proposal:
     return _judged("student", density, q._asdict(), draws)
 
 
+def _settled(density: Density, p: Proposal, seed: int) -> Proposal:
+    """Whether its weighted draws, resampled, stand still when they are moved; where they do not, those that they become."""
+    if p.weights.ess > STANDING * p.weights.draws:
+        return p
+    weights = aligned(p.weights.weights)
+    n = _affordable(density)
+    index = torch.from_numpy(resample(p.weights, n, np.random.default_rng([seed, 55])))
+    return _moved_on(density, p, p.z[index], Moments.weighted(_values(density, p.z), weights), p.z, weights, seed)
+
+
+def _moved_on(
+    density: Density, p: Proposal, z: torch.Tensor, before: Moments, around: torch.Tensor, weights: torch.Tensor, seed: int
+) -> Proposal:
+    """Draws z moved on at the posterior, in the coordinates of the mean and covariance of weighted draws `around`."""
+    whole = matched(around, weights, 30.0)
+    loc, scale = whole.locs[0], whole.scales[0]
+
+    def ratio(e: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        value, slope = density.gradient(loc + e @ scale.mT)
+        return value + 0.5 * e.square().sum(1), slope @ scale + e
+
+    e = torch.linalg.solve_triangular(scale, (z - loc).mT, upper=False).mT
+    settled = settle(ratio, e, before, lambda e: _values(density, loc + e @ scale.mT), seed=seed)
+    stays = settled.still and settled.blocks == 1
+    return replace(p, settled=settled, moved_z=None if stays and p.moved is None else loc + settled.e @ scale.mT)
+
+
+def _values(density: Density, z: torch.Tensor) -> torch.Tensor:
+    """What is to stand still: coordinates and the latents' own values."""
+    return torch.cat([z, *(x.reshape(len(z), -1) for x in density.sites(z).values())], 1)
+
+
+def _affordable(density: Density) -> int:
+    """Draws to move: as many as compute so many numbers, in multiples of the groups."""
+    leaps = MOVES * 4 * 3
+    return GROUPS * int(min(MOST_MOVED, max(LEAST_MOVED, MOVED_NUMBERS / (density.scalars * leaps))) // GROUPS)
+
+
 def _tempered(density: Density, p: Proposal, seed: int) -> Proposal:
-    """The Gaussian's draws, spread out, and moved to the posterior.
+    """The Gaussian's draws, spread out, moved to the posterior by degrees, and on until they stand still.
 
     Spread out, for draws are brought in from where the posterior is not more easily than sent out to where it is and q was not; by
     so much that q's entropy grows by about two nats, whatever the dimension.
@@ -381,6 +432,19 @@ def _tempered(density: Density, p: Proposal, seed: int) -> Proposal:
             math.log(wider) + 0.5 * math.log(2 * math.pi)
         ), pulled + e
 
-    e = torch.from_numpy(np.random.default_rng([seed, 77]).standard_normal((TEMPERED, d)))
+    e = standard(_affordable(density), d, [seed, 77])
     moved = temper(ratio, e, seed=seed)
-    return replace(p, rung="tempered", moved=moved, moved_z=place(parameters, wider * moved.e)[0])
+    z = place(parameters, wider * moved.e)[0]
+    alike = torch.full_like(z[:, 0], 1 / len(z))
+    before = Moments.grouped(_values(density, z))
+    return _moved_on(density, replace(p, rung="tempered", moved=moved), z, before, z, alike, seed)
+
+
+def standard(n: int, d: int, seed: list[int]) -> torch.Tensor:
+    """Standard Normal draws."""
+    return aligned(np.random.default_rng(seed).standard_normal((n, d)))
+
+
+def aligned(x: Array) -> torch.Tensor:
+    """A tensor in memory of its own: sums are in another order, and differ by rounding, where an array begins elsewhere."""
+    return torch.from_numpy(x).clone()

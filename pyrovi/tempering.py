@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-__all__ = ["Tempered", "temper"]
+__all__ = ["GROUPS", "Settled", "Tempered", "settle", "temper"]
 
 GROUPS = 8
 
@@ -30,10 +30,13 @@ KEPT = 0.5
 ACCEPTED = 0.8
 """The acceptance that the step size is steered to."""
 
-LAST_MOVES = 12
-"""Moves at β = 1."""
+BLOCKS, MOVES, KEPT_OF = 5, 10, (3, 6, 9)
+"""At β = 1: blocks of moves at most, moves in each, and those after which draws are kept."""
 
 MOST_LEAPS = 8
+
+SMALL = 0.05
+"""A shift, in sds or of a log sd, that is let pass as what it costs to know better."""
 
 Ratio = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -48,8 +51,6 @@ class Tempered(NamedTuple):
     accepted: float
     """The share of the last proposals."""
     temperatures: int
-    rhat: float
-    """Nested R-hat of e and of its squares, the largest: √(1 + B/W), B and W the variances between and within groups."""
 
 
 def temper(ratio: Ratio, e: torch.Tensor, *, seed: int) -> Tempered:
@@ -77,17 +78,109 @@ def temper(ratio: Ratio, e: torch.Tensor, *, seed: int) -> Tempered:
             evidence = evidence + torch.logsumexp(grouped, 1) - math.log(n // GROUPS)
             picked = torch.cat([_resampled(row, rng) + g * (n // GROUPS) for g, row in enumerate(grouped)])
             e, r, slope, log_w = e[picked], r[picked], slope[picked], torch.zeros_like(log_w)
-        for _ in range(LAST_MOVES if beta >= 1 else 1):
-            e, r, slope, rate = _move(ratio, e, r, slope, beta, size, rng)
-            size = float(np.clip(size * math.exp(rate - ACCEPTED), 0.02, 1.5))
+        e, r, slope, rate = _move(ratio, e, r, slope, beta, size, rng)
+        size = _steered(size, rate)
     spread = torch.logsumexp(evidence, 0) - math.log(GROUPS)
     relative = (evidence - spread).exp()
-    return Tempered(e, float(spread), float(relative.std() / math.sqrt(GROUPS)), rate, count, _nested_rhat(e))
+    return Tempered(e, float(spread), float(relative.std() / math.sqrt(GROUPS)), rate, count)
 
 
-def _nested_rhat(e: torch.Tensor) -> float:
-    x = torch.cat([e, (e - e.mean(0)).square()], 1).reshape(GROUPS, -1, 2 * e.shape[1])
-    return float((1 + x.mean(1).var(0) / x.var(1).mean(0)).sqrt().max())
+class Settled(NamedTuple):
+    """Draws moved on at the posterior itself."""
+
+    e: torch.Tensor
+    """`(n, dimension)`, of the last block."""
+    blocks: int
+    """How many it took until nothing moved any more; 1 where the draws stood still from the start."""
+    still: bool
+    """Whether they do,"""
+    shift: float
+    """the largest change of a mean in the last block, in sds, or of an sd, relative,"""
+    rhat: float
+    """and nested R-hat: √(1 + B/W), B and W the variances between and within groups, of values and squares, the largest."""
+
+
+class Moments(NamedTuple):
+    """Means and sds of columns, and their standard errors in sds and relative."""
+
+    mean: torch.Tensor
+    sd: torch.Tensor
+    mean_se: torch.Tensor
+    sd_se: torch.Tensor
+
+    @classmethod
+    def weighted(cls, x: torch.Tensor, weights: torch.Tensor) -> Moments:
+        """Of independent draws, `(n, columns)`, and weights that sum to 1."""
+        mean = weights @ x
+        sd = (weights @ (x - mean).square()).sqrt()
+        y = ((x - mean) / sd).nan_to_num(0.0)
+        share = weights.square()
+        return cls(mean, sd, (share @ y.square()).sqrt(), (share @ (y.square() - 1).square()).sqrt() / 2)
+
+    @classmethod
+    def grouped(cls, x: torch.Tensor) -> Moments:
+        """Of draws in `GROUPS` groups, along the first axis."""
+        mean, sd = x.mean(0), x.std(0)
+        y = ((x - mean) / sd).nan_to_num(0.0).reshape(GROUPS, -1, x.shape[1])
+        root = math.sqrt(GROUPS)
+        return cls(mean, sd, y.mean(1).std(0) / root, y.square().mean(1).std(0) / (2 * root))
+
+    def shift(self, other: Moments, chance: float) -> tuple[float, bool]:
+        """The largest difference, and whether one is neither small nor chance."""
+        worst, moved = 0.0, False
+        apart = (
+            ((self.mean - other.mean) / other.sd, self.mean_se, other.mean_se),
+            (self.sd / other.sd - 1, self.sd_se, other.sd_se),
+        )
+        for change, one, two in apart:
+            change = change.abs().nan_to_num(0.0)
+            worst = max(worst, float(change.max()))
+            moved = moved or bool((change > (chance * (one.square() + two.square()).sqrt()).clamp_min(SMALL)).any())
+        return worst, moved
+
+
+def settle(ratio: Ratio, e: torch.Tensor, before: Moments, values: Callable[[torch.Tensor], torch.Tensor], *, seed: int) -> Settled:
+    """Move draws on by dynamics that leave the posterior as it is: of draws that are the posterior's nothing changes.
+
+    What importance weights cannot see, a region that no draw from q has reached, the draws wander into, and means and sds shift.
+
+    Args:
+        ratio: As for `temper`, of coordinates in which the posterior is about standard Normal.
+        e: The draws, `(n, dimension)`, n a multiple of `GROUPS`.
+        before: The moments that these draws should have.
+        values: Of rows of e, the columns that moments are taken of.
+        seed: Of everything random.
+    """
+    from scipy.stats import norm
+
+    rng = torch.Generator().manual_seed(seed)
+    r, slope = _finite(*ratio(e))
+    size, shift, moved = 0.7, math.inf, True
+    chance = float(norm.isf(0.0005 / (2 * len(before.mean))))
+    block = 0
+    while moved and block < BLOCKS:
+        kept, block = [], block + 1
+        for move in range(MOVES):
+            e, r, slope, rate = _move(ratio, e, r, slope, 1.0, size, rng)
+            size = _steered(size, rate)
+            if move in KEPT_OF:
+                kept.append(e.reshape(GROUPS, -1, e.shape[1]))
+        together = torch.cat(kept, 1).reshape(-1, e.shape[1])
+        columns = values(together)
+        after = Moments.grouped(columns)
+        shift, moved = after.shift(before, chance)
+        before = after
+    return Settled(together, block, not moved, shift, _nested_rhat(columns))
+
+
+def _nested_rhat(x: torch.Tensor) -> float:
+    both = torch.cat([x, (x - x.mean(0)).square()], 1).reshape(GROUPS, -1, 2 * x.shape[1])
+    return float((1 + both.mean(1).var(0) / both.var(1).mean(0)).sqrt().nan_to_num(1.0).max())
+
+
+def _steered(size: float, rate: float) -> float:
+    """The step size for the next move."""
+    return float(np.clip(size * math.exp(rate - ACCEPTED), 0.02, 1.5))
 
 
 def _next(r: torch.Tensor, log_w: torch.Tensor, beta: float) -> float:

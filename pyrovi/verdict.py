@@ -28,7 +28,7 @@ FEWEST_EFFECTIVE = 400
 """Effective draws below which weights mend nothing: a mean's Monte Carlo error is then 0.05 sd, an sd's 4%, and the worst of a
 hundred three times that."""
 
-MOST_RHAT, MOST_EVIDENCE_SE = 1.02, 0.1
+MOST_RHAT, MOST_EVIDENCE_SE = 1.02, 0.3
 """Of draws moved to the posterior in eight groups: at 1.02 the groups' means lie 0.2 sd apart, their own mean is within 0.07."""
 
 
@@ -83,6 +83,8 @@ class Evidence:
         moved: Draws that were moved from q to the posterior by degrees, and used in place of weighted ones,
         moved_rhat: the nested R-hat of their groups, of means and squares, the largest,
         moved_evidence: and the log evidence by them.
+        shift: By how much the means of draws, in sds, or their sds changed when they were moved on at the posterior,
+        still: and whether that is nothing.
         kept: Whether the fit keeps such draws, weighted or moved, and gives them as its posterior.
         mean_bound: The largest error of any mean that the weights allow for, in sds of q,
         wasserstein_bound: and 2-Wasserstein distance of a marginal.
@@ -121,6 +123,8 @@ class Evidence:
     moved: int | None = None
     moved_rhat: float | None = None
     moved_evidence: Estimate | None = None
+    shift: float | None = None
+    still: bool | None = None
     kept: bool = False
     mean_bound: float | None = None
     wasserstein_bound: float | None = None
@@ -230,11 +234,14 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
 def _moved(e: Evidence, climb: Level) -> tuple[Level, list[str]]:
     """Of draws that were moved to the posterior: whether groups that never met agree about it."""
     assert e.moved is not None
-    rhat, evidence = e.moved_rhat or math.inf, e.moved_evidence or Estimate(math.nan, math.inf)
-    said = f"{e.moved:,} draws were moved from q to the posterior: nested R-hat {rhat:.3f}, log evidence {evidence}"
-    if rhat < MOST_RHAT and evidence.se < MOST_EVIDENCE_SE and e.khat is not None and e.khat < 1:
-        return Level.reweight, [said]
-    return climb, [f"{said}, which is not enough for them to be trusted (below {MOST_RHAT}, and ± {MOST_EVIDENCE_SE})"]
+    rhat, evidence = e.moved_rhat or math.inf, e.moved_evidence
+    by = f", log evidence {evidence}" if evidence is not None else ""
+    said = f"{e.moved:,} draws were moved to the posterior and on there: nested R-hat {rhat:.3f}{by}"
+    if not e.still:
+        return climb, [f"{said}, and their moments still shift, by {e.shift or math.inf:.2f} in the last moves"]
+    if rhat < MOST_RHAT and (evidence is None or evidence.se < MOST_EVIDENCE_SE):
+        return Level.reweight, [f"{said}, and nothing shifts any more"]
+    return climb, [f"{said}, which is not enough (below {MOST_RHAT}, and ± {MOST_EVIDENCE_SE})"]
 
 
 def _doubts(e: Evidence) -> list[str]:
