@@ -58,7 +58,7 @@ class _Recorder(TorchDispatchMode):
         self._kept: list[Any] = list(inputs)  # alive, so that no id is used twice
         self._nodes = {id(x): self.graph.placeholder(f"x{i}") for i, x in enumerate(inputs)}
         self._constants: dict[int, torch.fx.Node] = {}
-        self._scalars = 1
+        self._scalars = self._work = 1
         self._derivative = any(x.requires_grad for x in inputs)
         self._failed: list[torch.fx.Node] = []
 
@@ -91,6 +91,7 @@ class _Recorder(TorchDispatchMode):
             self._note(out, self._nodes[id(args[0])])
             return out
         node = self.graph.call_function(func, self._node(args), {name: self._node(value) for name, value in kwargs.items()})
+        self._work += _inner(func, args)
         if isinstance(out, torch.Tensor):
             self._note(out, node)
             return out
@@ -144,7 +145,7 @@ class _Recorder(TorchDispatchMode):
             if not node.users and node.op in ("call_function", "get_attr"):
                 self.graph.erase_node(node)
         module = torch.fx.GraphModule(self.root, self.graph)
-        module.meta["scalars"] = self._scalars
+        module.meta["scalars"], module.meta["work"] = self._scalars, self._scalars + self._work
         return module
 
 
@@ -155,6 +156,14 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
             yield value
         elif isinstance(value, (tuple, list)):
             yield from _tensors(value)
+
+
+def _inner(func: Any, args: Any) -> int:
+    """Multiplications of a matrix product or decomposition, which are many more than the numbers that it gives."""
+    matrices = [x for x in _tensors(args) if x.dim() >= 2]
+    if not matrices or not any(word in func._schema.name for word in ("linalg", "cholesky", "solve", "mm", "baddbmm")):
+        return 0
+    return max(x.numel() for x in matrices) * min(matrices[-1].shape[-2:])
 
 
 def _item(values: Any, i: int) -> Any:
@@ -251,7 +260,7 @@ class Density:
         self.rows = min(MOST_ROWS, 2 ** max(0, int(math.log2(MOST_SCALARS / row.meta["scalars"]))))
         self.device, self._dtype, self._row, self._unconstrained = device, dtype, row, unconstrained
         self._centered = frozenset(centered)
-        self.scalars: int = row.meta["scalars"]
+        self.work: int = row.meta["work"]
         self._origin = torch.zeros(self.dimension, dtype=dtype, device=device)
         self._single: dict[str, Callable[..., Any]] = {}
         self._many: dict[tuple[str, int], Callable[..., Any]] = {}

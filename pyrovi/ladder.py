@@ -55,8 +55,14 @@ SPREAD = 1.5
 LEAST_MOVED, MOST_MOVED, MOVED_NUMBERS = 256, 2_048, 3e9
 """Draws that are moved, and numbers that moving them computes."""
 
-STANDING = 0.995
-"""The share of effective draws above which nothing can move."""
+TAILS = 8
+"""Latents whose variances are looked at."""
+
+MOST_NUMBERS = 2e10
+"""Numbers that draws are moved on for, in all."""
+
+STANDING = 0.9
+"""The share of effective draws from which, with a k-hat of the variances below ½, nothing is left to move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +75,8 @@ class Proposal:
         z: Draws, `(n, dimension)`;
         ratio: their log p − log q, `(n,)`, NumPy.
         weights: The same, smoothed.
+        tail: The largest k-hat of the weights times a latent's squared distance from its mean: a variance can depend on a tail
+            that q hardly reaches where log p(data) does not.
         draws: Gives more.
         moved: How draws were moved to the posterior from there,
         settled: whether they stood still there,
@@ -80,15 +88,21 @@ class Proposal:
     z: torch.Tensor
     ratio: Array
     weights: Weights
+    tail: float
     draws: Draw
     moved: Tempered | None = None
     settled: Settled | None = None
     moved_z: torch.Tensor | None = None
 
     @property
+    def good(self) -> bool:
+        """Whether its weights are good beyond doubt, for the variances of the latents too."""
+        return self.weights.good is True and self.tail < self.weights.threshold
+
+    @property
     def enough(self) -> bool:
-        """Whether its weights are good beyond doubt, and enough draws effective."""
-        return self.weights.good is True and self.weights.ess >= ENOUGH
+        """Whether they are, and enough draws effective."""
+        return self.good and self.weights.ess >= ENOUGH
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,11 +170,11 @@ def search(
 
 def _nearly(p: Proposal) -> bool:
     """Whether its weights are good, and only too few draws effective: more of them are cheaper than another proposal."""
-    return p.weights.good is True and p.weights.ess / p.weights.draws > 0.2
+    return p.good and p.weights.ess / p.weights.draws > 0.2
 
 
 def _merit(p: Proposal) -> tuple[bool, float]:
-    return p.weights.good is True, p.weights.ess / p.weights.draws
+    return p.good, p.weights.ess / p.weights.draws
 
 
 def _coordinates(
@@ -302,7 +316,24 @@ def _placed(parameters: Tensors, d: int, seed: int) -> Draw:
 def _judged(rung: str, density: Density, parameters: Tensors, draws: Draw) -> Proposal:
     z, log_q = draws(FIRST, 0)
     ratio = (density(z) - log_q).numpy()
-    return Proposal(rung, parameters, z, ratio, weigh(ratio), draws)
+    weights = weigh(ratio)
+    return Proposal(rung, parameters, z, ratio, weights, _tail(density, z, weights), draws)
+
+
+def _tail(density: Density, z: torch.Tensor, weights: Weights) -> float:
+    """The k-hat of the latents' variances, of those with the heaviest tails."""
+    if weights.good is False:
+        return math.inf
+    w = weights.weights
+    x = torch.cat([x.reshape(len(z), -1) for x in density.sites(z).values()], 1).numpy()
+    with np.errstate(all="ignore"):
+        mean = w @ x
+        squares = np.square(x - mean)
+        kurtosis = np.nan_to_num(w @ np.square(squares) / np.square(w @ squares), nan=0.0)
+        heaviest = np.argsort(-kurtosis)[:TAILS]
+        return max(
+            (weigh(weights.log_weights + np.log(squares[:, j])).khat for j in heaviest if kurtosis[j] > 0), default=-math.inf
+        )
 
 
 def _extended(density: Density, p: Proposal) -> Proposal:
@@ -314,7 +345,8 @@ def _extended(density: Density, p: Proposal) -> Proposal:
         upto = min(most, max(2 * len(p.z), math.ceil(wanted)))
         z, log_q = p.draws(upto - len(p.z), 1 + stream)
         ratio = np.concatenate([p.ratio, (density(z) - log_q).numpy()])
-        p = replace(p, z=torch.cat([p.z, z]), ratio=ratio, weights=weigh(ratio))
+        together, weights = torch.cat([p.z, z]), weigh(ratio)
+        p = replace(p, z=together, ratio=ratio, weights=weights, tail=_tail(density, together, weights))
     return p
 
 
@@ -330,7 +362,7 @@ def _modes(density: Density, p: Proposal, prior: Callable[[Density], torch.Tenso
 
 
 def _restarts(density: Density) -> int:
-    return int(min(MOST_PATHS, max(PATHS, PATH_NUMBERS / (density.scalars * density.dimension**2))))
+    return int(min(MOST_PATHS, max(PATHS, PATH_NUMBERS / (density.work * density.dimension**2))))
 
 
 def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> list[Proposal]:
@@ -376,7 +408,7 @@ def _student(density: Density, q: Student, seed: list[int]) -> Proposal:
 
 def _settled(density: Density, p: Proposal, seed: int) -> Proposal:
     """Whether its weighted draws, resampled, stand still when they are moved; where they do not, those that they become."""
-    if p.weights.ess > STANDING * p.weights.draws:
+    if p.weights.ess > STANDING * p.weights.draws and p.tail < 0.5:
         return p
     weights = aligned(p.weights.weights)
     n = _affordable(density)
@@ -396,7 +428,8 @@ def _moved_on(
         return value + 0.5 * e.square().sum(1), slope @ scale + e
 
     e = torch.linalg.solve_triangular(scale, (z - loc).mT, upper=False).mT
-    settled = settle(ratio, e, before, lambda e: _values(density, loc + e @ scale.mT), seed=seed)
+    moves = int(max(3 * MOVES, MOST_NUMBERS / (density.work * len(e) * 12)))
+    settled = settle(ratio, e, before, lambda e: _values(density, loc + e @ scale.mT), moves, seed=seed)
     stays = settled.still and settled.blocks == 1
     return replace(p, settled=settled, moved_z=None if stays and p.moved is None else loc + settled.e @ scale.mT)
 
@@ -409,7 +442,7 @@ def _values(density: Density, z: torch.Tensor) -> torch.Tensor:
 def _affordable(density: Density) -> int:
     """Draws to move: as many as compute so many numbers, in multiples of the groups."""
     leaps = MOVES * 4 * 3
-    return GROUPS * int(min(MOST_MOVED, max(LEAST_MOVED, MOVED_NUMBERS / (density.scalars * leaps))) // GROUPS)
+    return GROUPS * int(min(MOST_MOVED, max(LEAST_MOVED, MOVED_NUMBERS / (density.work * leaps))) // GROUPS)
 
 
 def _tempered(density: Density, p: Proposal, seed: int) -> Proposal:

@@ -24,14 +24,14 @@ __all__ = ["GROUPS", "Settled", "Tempered", "settle", "temper"]
 
 GROUPS = 8
 
-KEPT = 0.5
+STEP = 0.5
 """The share of effective draws that a step of β may leave, and under which they are resampled."""
 
 ACCEPTED = 0.8
 """The acceptance that the step size is steered to."""
 
-BLOCKS, MOVES, KEPT_OF = 5, 10, (3, 6, 9)
-"""At β = 1: blocks of moves at most, moves in each, and those after which draws are kept."""
+BLOCKS, MOVES, LONGEST, KEPT = 7, 12, 48, 3
+"""At β = 1: blocks of moves at most, moves in the first and in the longest, and how often in each draws are kept."""
 
 MOST_LEAPS = 8
 
@@ -72,7 +72,7 @@ def temper(ratio: Ratio, e: torch.Tensor, *, seed: int) -> Tempered:
         beta, log_w, count = beta + step, log_w + step * r, count + 1
         grouped = log_w.reshape(GROUPS, -1)
         share = torch.softmax(log_w, 0)
-        if beta < 1 and 1 / float(share.square().sum()) > KEPT * n:
+        if beta < 1 and 1 / float(share.square().sum()) > STEP * n:
             pass
         else:
             evidence = evidence + torch.logsumexp(grouped, 1) - math.log(n // GROUPS)
@@ -139,7 +139,9 @@ class Moments(NamedTuple):
         return worst, moved
 
 
-def settle(ratio: Ratio, e: torch.Tensor, before: Moments, values: Callable[[torch.Tensor], torch.Tensor], *, seed: int) -> Settled:
+def settle(
+    ratio: Ratio, e: torch.Tensor, before: Moments, values: Callable[[torch.Tensor], torch.Tensor], most: int, *, seed: int
+) -> Settled:
     """Move draws on by dynamics that leave the posterior as it is: of draws that are the posterior's nothing changes.
 
     What importance weights cannot see, a region that no draw from q has reached, the draws wander into, and means and sds shift.
@@ -149,28 +151,31 @@ def settle(ratio: Ratio, e: torch.Tensor, before: Moments, values: Callable[[tor
         e: The draws, `(n, dimension)`, n a multiple of `GROUPS`.
         before: The moments that these draws should have.
         values: Of rows of e, the columns that moments are taken of.
+        most: Moves in all.
         seed: Of everything random.
     """
     from scipy.stats import norm
 
     rng = torch.Generator().manual_seed(seed)
     r, slope = _finite(*ratio(e))
-    size, shift, moved = 0.7, math.inf, True
-    chance = float(norm.isf(0.0005 / (2 * len(before.mean))))
-    block = 0
-    while moved and block < BLOCKS:
-        kept, block = [], block + 1
-        for move in range(MOVES):
+    size, chance = 0.7, float(norm.isf(0.0005 / (2 * len(before.mean))))
+    block, stood, moves, ever, moved = 0, 0, MOVES, False, False
+    while block < BLOCKS and stood < 1 + ever and most >= moves:
+        kept, block, most = [], block + 1, most - moves
+        for move in range(1, moves + 1):
             e, r, slope, rate = _move(ratio, e, r, slope, 1.0, size, rng)
             size = _steered(size, rate)
-            if move in KEPT_OF:
+            if move % (moves // KEPT) == 0:
                 kept.append(e.reshape(GROUPS, -1, e.shape[1]))
         together = torch.cat(kept, 1).reshape(-1, e.shape[1])
         columns = values(together)
         after = Moments.grouped(columns)
         shift, moved = after.shift(before, chance)
-        before = after
-    return Settled(together, block, not moved, shift, _nested_rhat(columns))
+        if moved:  # what drifts slowly is seen over longer blocks, and from where it last stood
+            before, ever, stood, moves = after, True, 0, min(2 * moves, LONGEST)
+        else:
+            stood += 1
+    return Settled(together, block, stood == 1 + ever, shift, _nested_rhat(columns))
 
 
 def _nested_rhat(x: torch.Tensor) -> float:
@@ -192,11 +197,11 @@ def _next(r: torch.Tensor, log_w: torch.Tensor, beta: float) -> float:
         return float((now @ change) ** 2 / (now @ change.square()))
 
     low, high = 0.0, 1 - beta
-    if kept(high) >= KEPT:
+    if kept(high) >= STEP:
         return high
     for _ in range(30):
         middle = (low + high) / 2
-        low, high = (middle, high) if kept(middle) >= KEPT else (low, middle)
+        low, high = (middle, high) if kept(middle) >= STEP else (low, middle)
     return max(low, 1e-3)
 
 
