@@ -216,7 +216,7 @@ def _verdict(found: Found) -> Verdict:
         kept=True,
     )
     if p.settled is not None:
-        evidence = replace(evidence, shift=p.settled.shift, still=p.settled.still)
+        evidence = replace(evidence, shift=p.settled.shift, still=p.settled.still and not p.contradicted)
     if p.moved_z is not None:
         assert p.settled is not None
         by = _moved_evidence(p) if p.moved is not None else None

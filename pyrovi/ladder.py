@@ -23,20 +23,23 @@ from pyrovi.centering import Centering
 from pyrovi.density import Density
 from pyrovi.errors import ModelError
 from pyrovi.fixed_draws import Objective
-from pyrovi.guides.gaussian import MOST_DENSE, initial, place
+from pyrovi.guides.gaussian import initial, place
 from pyrovi.guides.student import Student, matched
-from pyrovi.importance import Weights, resample, weigh
+from pyrovi.importance import Weights, resample, systematic, weigh
 from pyrovi.modes import Restarts, look
 from pyrovi.natural_gradient import best_gaussian
 from pyrovi.pathfinder import Start, dispersed, gaussians, standard_draws
-from pyrovi.tempering import GROUPS, MOVES, Moments, Settled, Tempered, settle, temper
+from pyrovi.tempering import CHANCE, GROUPS, MOVES, Moments, Settled, Tempered, settle, temper
 
 __all__ = ["Found", "Proposal", "search"]
 
 Array = NDArray[np.float64]
 
-PATHS, MOST_PATHS, PATH_NUMBERS = 8, 32, 5e7
+PATHS, MOST_PATHS, PATH_NUMBERS = 8, 96, 5e7
 """Restarts that look for other modes: the more the cheaper, as long as a step of all of them computes so many numbers at most."""
+
+MOST_FULL = 100
+"""Latents up to which a path's Gaussians have full covariances; past that natural gradients find them from independent ones."""
 
 INFORMING = 64
 """Draws over which the likelihood's curvature is averaged, for the coordinates."""
@@ -54,6 +57,17 @@ SPREAD = 1.5
 
 LEAST_MOVED, MOST_MOVED, MOVED_NUMBERS = 256, 2_048, 3e9
 """Draws that are moved, and numbers that moving them computes."""
+
+FEW_LATENTS, PARTS, CLUSTERED, MIXED_ROUNDS, MIXED_DF = 12, 8, 4_000, 8, 8.0
+"""Latents up to which a bent posterior can be covered by so many Student-t's, from so many draws in so many rounds."""
+
+WIDENINGS = 5
+
+ROUNDS = 3
+"""Of restarts and of Student-t's that take in what they find."""
+
+LOOKED_AT = 20_000
+"""Weighted draws that restarts are held against."""
 
 TAILS = 8
 """Latents whose variances are looked at."""
@@ -80,7 +94,8 @@ class Proposal:
         draws: Gives more.
         moved: How draws were moved to the posterior from there,
         settled: whether they stood still there,
-        moved_z: and the draws, where they are to be used.
+        moved_z: the draws, where they are to be used,
+        contradicted: and whether another's weights found more mass.
     """
 
     rung: str
@@ -93,6 +108,7 @@ class Proposal:
     moved: Tempered | None = None
     settled: Settled | None = None
     moved_z: torch.Tensor | None = None
+    contradicted: bool = False
 
     @property
     def good(self) -> bool:
@@ -115,7 +131,6 @@ class Found:
     best: Proposal
     tried: list[Proposal]
     restarts: Restarts
-    status: str
 
 
 def search(
@@ -147,25 +162,48 @@ def search(
     tell("restarts")
     missed = _modes(density, tried[-1], prior, seed)
     whole = [] if missed.paths else tried[:]  # those that visit all modes found
-    if not (tried[-1].enough or _nearly(tried[-1])) or missed.paths:
+    for round_ in range(ROUNDS):
+        if whole and (whole[-1].enough or _nearly(whole[-1])) and not missed.paths:
+            break
         tell("student")
-        more = _students(density, tried[-1], missed, seed)
+        more = _students(density, max(tried, key=_merit) if round_ else tried[-1], missed, [seed, round_])
         tried, whole = tried + more, whole + more
-        if missed.paths:
-            missed = _modes(density, max(more, key=_merit), prior, seed)
+        if not missed.paths:
+            break
+        missed = _modes(density, max(more, key=_merit), prior, seed)
     best = max(whole, key=_merit)
+    if not (best.enough or _nearly(best)) and density.dimension <= FEW_LATENTS:
+        tell("mixture")
+        most = max(whole, key=lambda p: p.weights.ess / p.weights.draws)
+        tried.append(_mixture(density, most.z, most.weights.weights, seed))
+        best = max(best, tried[-1], key=_merit)
     if not best.enough:
         tell("more draws")
         best = _extended(density, best)
-    if not missed.paths:
-        if best.enough:
-            tell("settled")
-            best = _settled(density, best, seed)
-        if best.settled is not None and not best.settled.still or not best.enough:
-            tell("tempered")
-            tried.append(_tempered(density, tried[0], seed))
-            best = tried[-1]
-    return Found(density, centering, best, tried, missed, "")
+    if (best.enough or _nearly(best)) and density.dimension <= FEW_LATENTS and not _standing(best):
+        tell("widened")
+        best = _widened(density, best, seed)
+        if best not in tried:
+            tried.append(best)
+            best = _extended(density, best)
+    if best.enough:
+        tell("settled")
+        best = _settled(density, best, seed)
+    if not best.enough or best.settled is not None and not best.settled.still:
+        tell("tempered")
+        best = _tempered(density, tried[0], seed)
+        best = replace(best, contradicted=_contradicted(best, tried))
+        tried.append(best)
+        if density.dimension <= FEW_LATENTS and best.moved_z is not None:
+            # A proposal that is matched to them can be weighted, and weights are the better witnesses.
+            again = _mixture(density, best.moved_z, np.full(len(best.moved_z), 1 / len(best.moved_z)), seed + 1)
+            again = _extended(density, _widened(density, again, seed + 1) if again.enough or _nearly(again) else again)
+            if again.enough:
+                tried.append(again)
+                best = again
+    if best.moved_z is not None:
+        missed = _modes(density, best, prior, seed)
+    return Found(density, centering, best, tried, missed)
 
 
 def _nearly(p: Proposal) -> bool:
@@ -225,7 +263,7 @@ NOWHERE = (
 def _first(density: Density, start: torch.Tensor, prior: torch.Tensor, seed: int) -> Start | None:
     """The best Gaussian that paths from dispersed starts lead to."""
     starts = torch.cat([dispersed(start, seed, PATHS // 2), prior[: PATHS // 2].to(start)])
-    found = gaussians(density, starts, full=density.dimension <= MOST_DENSE)
+    found = gaussians(density, starts, full=density.dimension <= MOST_FULL)
     return best_gaussian(density, max(found, key=lambda s: s.elbo), seed=seed) if found else None
 
 
@@ -324,6 +362,8 @@ def _tail(density: Density, z: torch.Tensor, weights: Weights) -> float:
     """The k-hat of the latents' variances, of those with the heaviest tails."""
     if weights.good is False:
         return math.inf
+    if weights.khat == -math.inf:
+        return -math.inf  # all weights are the same, and a variance is what q says
     w = weights.weights
     x = torch.cat([x.reshape(len(z), -1) for x in density.sites(z).values()], 1).numpy()
     with np.errstate(all="ignore"):
@@ -351,21 +391,20 @@ def _extended(density: Density, p: Proposal) -> Proposal:
 
 
 def _modes(density: Density, p: Proposal, prior: Callable[[Density], torch.Tensor], seed: int) -> Restarts:
-    kept = np.isfinite(p.ratio)
-    weights = np.where(kept, p.weights.weights, 0.0)
-    n = min(len(weights), 20_000)
-    chosen = slice(0, n)
-    share = weights[chosen] / weights[chosen].sum()
-    return look(
-        density, p.z.numpy()[chosen], share, p.weights.log_mean, prior(density).numpy(), restarts=_restarts(density), seed=seed
-    )
+    if p.moved_z is not None:
+        z, weights = p.moved_z.numpy(), np.full(len(p.moved_z), 1 / len(p.moved_z))
+        evidence = p.moved.log_evidence if p.moved is not None else p.weights.log_mean
+    else:
+        z, weights = p.z.numpy()[:LOOKED_AT], np.where(np.isfinite(p.ratio), p.weights.weights, 0.0)[:LOOKED_AT]
+        evidence = p.weights.log_mean
+    return look(density, z, weights / weights.sum(), evidence, prior(density).numpy(), restarts=_restarts(density), seed=seed)
 
 
 def _restarts(density: Density) -> int:
     return int(min(MOST_PATHS, max(PATHS, PATH_NUMBERS / (density.work * density.dimension**2))))
 
 
-def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> list[Proposal]:
+def _students(density: Density, p: Proposal, missed: Restarts, seed: list[int]) -> list[Proposal]:
     """Rounds of matching Student-t's to the weighted draws, as long as more of them become effective."""
     d = density.dimension
     dfs = (5.0, 30.0) if d <= 10 else (30.0,)
@@ -382,7 +421,7 @@ def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> lis
             )
         best = None
         for round_ in range(4):
-            now = _student(density, q, [seed, int(df), round_])
+            now = _student(density, q, [*seed, int(df), round_])
             if best is not None and now.weights.ess / now.weights.draws < 1.05 * best.weights.ess / best.weights.draws:
                 break
             best = now
@@ -392,6 +431,37 @@ def _students(density: Density, p: Proposal, missed: Restarts, seed: int) -> lis
         if best.enough:
             break
     return out
+
+
+def _mixture(density: Density, z: torch.Tensor, weights: Array, seed: int) -> Proposal:
+    """Several Student-t's along what is bent or has several parts, matched round after round, first to weighted draws."""
+    from scipy.cluster.vq import kmeans2
+
+    rng = np.random.default_rng([seed, 33])
+    whole = matched(z, aligned(weights), MIXED_DF)
+    z = z[torch.from_numpy(systematic(weights, CLUSTERED, rng))]
+    z = z + 0.2 * standard(len(z), density.dimension, [seed, 34]) @ whole.scales[0].mT  # of few effective draws many are the same
+    e = torch.linalg.solve_triangular(whole.scales[0], (z - whole.locs[0]).mT, upper=False).mT
+    _, label = kmeans2(e.numpy(), PARTS, minit="++", seed=rng)
+    parts = [k for k in range(PARTS) if (label == k).sum() > 2 * density.dimension]
+    alike = [torch.full((int((label == k).sum()),), 1 / int((label == k).sum()), dtype=z.dtype) for k in parts]
+    each = [matched(z[torch.from_numpy(label == k)], w, MIXED_DF) for k, w in zip(parts, alike, strict=True)]
+    q = Student(
+        aligned(np.log([(label == k).sum() for k in parts])),
+        torch.cat([one.locs for one in each]),
+        torch.cat([one.scales for one in each]),
+        whole.df,
+    )
+    best = None
+    for round_ in range(MIXED_ROUNDS):
+        now = _student(density, q, [seed, 35, round_])
+        if best is None or _merit(now) > _merit(best):
+            best = now
+        if now.enough or _nearly(now):
+            break
+        q = matched(now.z, aligned(now.weights.weights), MIXED_DF, q)
+    assert best is not None
+    return best
 
 
 def _lower(scale: torch.Tensor) -> torch.Tensor:
@@ -406,9 +476,28 @@ def _student(density: Density, q: Student, seed: list[int]) -> Proposal:
     return _judged("student", density, q._asdict(), draws)
 
 
+def _standing(p: Proposal) -> bool:
+    return p.weights.ess > STANDING * p.weights.draws and p.tail < 0.5
+
+
+def _widened(density: Density, p: Proposal, seed: int) -> Proposal:
+    """Weighted draws of a wider q: where they have other moments, q ended too soon, and a wider one takes its place."""
+    q = Student(**p.parameters) if p.rung == "student" else matched(p.z, aligned(p.weights.weights), MIXED_DF)
+    for round_ in range(WIDENINGS):
+        wide = _student(density, q._replace(scales=1.5 * q.scales, df=torch.full_like(q.df, 4.0)), [seed, 36, round_])
+        if wide.weights.good is False:
+            return p
+        mine, theirs = (Moments.weighted(_values(density, x.z), aligned(x.weights.weights)) for x in (p, wide))
+        if not theirs.shift(mine, CHANCE)[1]:
+            return p
+        q = matched(wide.z, aligned(wide.weights.weights), MIXED_DF, Student(**wide.parameters))
+        p = max(_student(density, q, [seed, 37, round_]), wide, key=_merit)
+    return replace(p, tail=math.inf)
+
+
 def _settled(density: Density, p: Proposal, seed: int) -> Proposal:
     """Whether its weighted draws, resampled, stand still when they are moved; where they do not, those that they become."""
-    if p.weights.ess > STANDING * p.weights.draws and p.tail < 0.5:
+    if _standing(p):
         return p
     weights = aligned(p.weights.weights)
     n = _affordable(density)
@@ -429,7 +518,7 @@ def _moved_on(
 
     e = torch.linalg.solve_triangular(scale, (z - loc).mT, upper=False).mT
     moves = int(max(3 * MOVES, MOST_NUMBERS / (density.work * len(e) * 12)))
-    settled = settle(ratio, e, before, lambda e: _values(density, loc + e @ scale.mT), moves, seed=seed)
+    settled = settle(ratio, e, before, lambda e: _values(density, loc + e @ scale.mT), moves, 1 + (p.moved is not None), seed=seed)
     stays = settled.still and settled.blocks == 1
     return replace(p, settled=settled, moved_z=None if stays and p.moved is None else loc + settled.e @ scale.mT)
 
@@ -437,6 +526,17 @@ def _moved_on(
 def _values(density: Density, z: torch.Tensor) -> torch.Tensor:
     """What is to stand still: coordinates and the latents' own values."""
     return torch.cat([z, *(x.reshape(len(z), -1) for x in density.sites(z).values())], 1)
+
+
+def _contradicted(p: Proposal, others: list[Proposal]) -> bool:
+    """Whether weights have found more mass than tempering: of an estimate that is seldom too large, a sign that it lost some."""
+    assert p.moved is not None
+
+    def least(other: Proposal) -> float:
+        w = other.weights
+        return w.log_mean - 3 * math.sqrt(1 / w.ess) if w.ess >= 50 else -math.inf
+
+    return max(map(least, others)) > p.moved.log_evidence + 2 * p.moved.log_evidence_se
 
 
 def _affordable(density: Density) -> int:

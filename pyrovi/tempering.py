@@ -35,8 +35,11 @@ BLOCKS, MOVES, LONGEST, KEPT = 7, 12, 48, 3
 
 MOST_LEAPS = 8
 
-SMALL = 0.05
-"""A shift, in sds or of a log sd, that is let pass as what it costs to know better."""
+CHANCE = 3.0
+"""Standard errors of a shift that chance makes now and then, at the price of another block."""
+
+SMALL, LARGE = 0.05, 0.15
+"""Shifts, in sds or of a log sd: what is let pass, and what is not even where it may be chance."""
 
 Ratio = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -61,7 +64,7 @@ def temper(ratio: Ratio, e: torch.Tensor, *, seed: int) -> Tempered:
         e: Standard Normal draws, `(n, dimension)`, n a multiple of `GROUPS`.
         seed: Of everything random.
     """
-    rng = torch.Generator().manual_seed(seed)
+    rng = _stream(seed)
     n = len(e)
     r, slope = _finite(*ratio(e))
     log_w = torch.zeros(n, dtype=e.dtype)
@@ -135,12 +138,19 @@ class Moments(NamedTuple):
         for change, one, two in apart:
             change = change.abs().nan_to_num(0.0)
             worst = max(worst, float(change.max()))
-            moved = moved or bool((change > (chance * (one.square() + two.square()).sqrt()).clamp_min(SMALL)).any())
+            moved = moved or bool((change > (chance * (one.square() + two.square()).sqrt()).clamp(SMALL, LARGE)).any())
         return worst, moved
 
 
 def settle(
-    ratio: Ratio, e: torch.Tensor, before: Moments, values: Callable[[torch.Tensor], torch.Tensor], most: int, *, seed: int
+    ratio: Ratio,
+    e: torch.Tensor,
+    before: Moments,
+    values: Callable[[torch.Tensor], torch.Tensor],
+    most: int,
+    wanted: int,
+    *,
+    seed: int,
 ) -> Settled:
     """Move draws on by dynamics that leave the posterior as it is: of draws that are the posterior's nothing changes.
 
@@ -152,15 +162,13 @@ def settle(
         before: The moments that these draws should have.
         values: Of rows of e, the columns that moments are taken of.
         most: Moves in all.
+        wanted: Blocks that they have to stand still for; 2 once they have moved.
         seed: Of everything random.
     """
-    from scipy.stats import norm
-
-    rng = torch.Generator().manual_seed(seed)
+    rng = _stream(seed)
     r, slope = _finite(*ratio(e))
-    size, chance = 0.7, float(norm.isf(0.0005 / (2 * len(before.mean))))
-    block, stood, moves, ever, moved = 0, 0, MOVES, False, False
-    while block < BLOCKS and stood < 1 + ever and most >= moves:
+    size, block, stood, moves = 0.7, 0, 0, MOVES
+    while block < BLOCKS and stood < wanted and most >= moves:
         kept, block, most = [], block + 1, most - moves
         for move in range(1, moves + 1):
             e, r, slope, rate = _move(ratio, e, r, slope, 1.0, size, rng)
@@ -170,12 +178,12 @@ def settle(
         together = torch.cat(kept, 1).reshape(-1, e.shape[1])
         columns = values(together)
         after = Moments.grouped(columns)
-        shift, moved = after.shift(before, chance)
+        shift, moved = after.shift(before, CHANCE)
         if moved:  # what drifts slowly is seen over longer blocks, and from where it last stood
-            before, ever, stood, moves = after, True, 0, min(2 * moves, LONGEST)
+            before, wanted, stood, moves = after, 2, 0, min(2 * moves, LONGEST)
         else:
             stood += 1
-    return Settled(together, block, stood == 1 + ever, shift, _nested_rhat(columns))
+    return Settled(together, block, stood == wanted, shift, _nested_rhat(columns))
 
 
 def _nested_rhat(x: torch.Tensor) -> float:
@@ -186,6 +194,11 @@ def _nested_rhat(x: torch.Tensor) -> float:
 def _steered(size: float, rate: float) -> float:
     """The step size for the next move."""
     return float(np.clip(size * math.exp(rate - ACCEPTED), 0.02, 1.5))
+
+
+def _stream(seed: int) -> torch.Generator:
+    """Random numbers of this module's own: the draws themselves may have been made from the same seed."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, 4]).generate_state(1)[0]))
 
 
 def _next(r: torch.Tensor, log_w: torch.Tensor, beta: float) -> float:

@@ -139,7 +139,6 @@ def test_predictors_in_raw_units_are_least_squares():
     sd = np.sqrt(np.linalg.inv(x.T @ x).diagonal() * rest / (200 - 3))
     draws = fit.posterior(4_000)["b"].numpy()
     assert fit.verdict.level in ("trust", "reweight")
-    assert np.abs(draws.mean(0) - b).max() == pytest.approx(0.0, abs=np.max(sd))
     assert (draws.mean(0) - b) / sd == pytest.approx(np.zeros(3), abs=0.1)
     assert draws.std(0) / sd == pytest.approx(np.ones(3), abs=0.07)
 
@@ -155,7 +154,7 @@ def test_a_simplex_with_an_empty_class_is_the_dirichlet():
     exact = stats.dirichlet((counts + 1).numpy())
     draws = fit.posterior(4_000)["p"].numpy()
     assert fit.verdict.level in ("trust", "reweight")
-    assert draws.mean(0) == pytest.approx(exact.mean(), abs=0.1 * np.sqrt(exact.var()).min())
+    assert (draws.mean(0) - exact.mean()) / np.sqrt(exact.var()) == pytest.approx(np.zeros(4), abs=0.1)
     assert draws.std(0) == pytest.approx(np.sqrt(exact.var()), rel=0.1)
 
 
