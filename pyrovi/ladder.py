@@ -29,7 +29,7 @@ from pyrovi.importance import Weights, resample, systematic, weigh
 from pyrovi.modes import Restarts, look
 from pyrovi.natural_gradient import best_gaussian
 from pyrovi.pathfinder import Start, dispersed, gaussians, standard_draws
-from pyrovi.tempering import CHANCE, GROUPS, MOVES, Moments, Settled, Tempered, settle, temper
+from pyrovi.tempering import CHANCE, GROUPS, LARGE, MOVES, SMALL, Moments, Settled, Tempered, settle, temper
 
 __all__ = ["Found", "Proposal", "search"]
 
@@ -482,17 +482,20 @@ def _standing(p: Proposal) -> bool:
 
 def _widened(density: Density, p: Proposal, seed: int) -> Proposal:
     """Weighted draws of a wider q: where they have other moments, q ended too soon, and a wider one takes its place."""
+    shift = 0.0
     q = Student(**p.parameters) if p.rung == "student" else matched(p.z, aligned(p.weights.weights), MIXED_DF)
     for round_ in range(WIDENINGS):
         wide = _student(density, q._replace(scales=1.5 * q.scales, df=torch.full_like(q.df, 4.0)), [seed, 36, round_])
         if wide.weights.good is False:
             return p
         mine, theirs = (Moments.weighted(_values(density, x.z), aligned(x.weights.weights)) for x in (p, wide))
-        if not theirs.shift(mine, CHANCE)[1]:
+        shift, _ = theirs.shift(mine, CHANCE)
+        if shift <= SMALL:
             return p
+        # Chance or not, the wider one is the safer; which of them is right the next, wider still, will say.
         q = matched(wide.z, aligned(wide.weights.weights), MIXED_DF, Student(**wide.parameters))
         p = max(_student(density, q, [seed, 37, round_]), wide, key=_merit)
-    return replace(p, tail=math.inf)
+    return p if shift <= LARGE else replace(p, tail=math.inf)
 
 
 def _settled(density: Density, p: Proposal, seed: int) -> Proposal:
