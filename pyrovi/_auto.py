@@ -23,9 +23,10 @@ from pyrovi.errors import DiscreteLatent, GuideError, ModelError, first_line
 from pyrovi.estimate import Estimate
 from pyrovi.guides.coordinates import NARROW, AutoCoordinates
 from pyrovi.inputs import clone
-from pyrovi.ladder import Found, Proposal, search
+from pyrovi.ladder import Found, search
 from pyrovi.preflight import Problem, prepare
 from pyrovi.progress import Stages
+from pyrovi.proposals import Proposal
 from pyrovi.restarts import prior_rows
 from pyrovi.result import Fit, Status
 from pyrovi.sample import Sample
