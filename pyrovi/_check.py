@@ -64,10 +64,11 @@ def check(
     cannot see, a mode that q never visits, is looked for by restarts from dispersed points. Where all latents belong to a datum
     each has weights of its own. With an exact posterior q is held against that instead.
 
-    A fit without settings that keeps draws in q's place was judged by them when it was made, and that verdict is returned.
+    A fit without settings that keeps draws in q's place was judged by them when it was made, and that verdict is returned; so is the
+    verdict kept with a fit that is loaded without its model.
 
     Args:
-        fit: The fit. It has to have its model.
+        fit: The fit. It has to have its model, or a verdict.
         exact: Its exact posterior, where there is one.
         max_draws: From q; 200,000 when None, fewer of a large model or one that cannot be vectorised. Up to there k-hat gets its
             chance; a k-hat that is still undecided counts as bad.
@@ -96,8 +97,9 @@ def check(
         raise SettingsError(f"restarts must be at least 0; got {restarts!r}")
     if max_draws is not None and max_draws < 1:
         raise SettingsError(f"max_draws must be at least 1; got {max_draws!r}")
-    if fit.sample is not None and fit.verdict is not None and exact is None and seed is None:
-        return fit.verdict  # of the draws that the fit gives, which are not q's
+    kept = fit.sample is not None or fit.problem is None
+    if fit.verdict is not None and kept and exact is None and seed is None:
+        return fit.verdict  # of the draws that the fit gives, which are not q's, or all that is known of it
     name, richer = _names(fit)
     evidence = Evidence(guide=name, richer=richer, point=fit.point_estimate)
     with fit.loaded(1, seed) as problem:

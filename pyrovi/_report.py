@@ -79,7 +79,7 @@ def _page(fit: Fit, target: FilePath, exact: ExactPosterior | None, draws: int) 
 
     point, values = fit.point_estimate, fit.posterior_arrays(draws)
     draws = max(map(len, values.values()), default=0)
-    names = _first(values)
+    names, stepped = _first(values), fit.settings.get("method") != "auto"
     run = target.parent / "fit.json"
     environment = Environment(
         loader=PackageLoader("pyrovi"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -94,7 +94,7 @@ def _page(fit: Fit, target: FilePath, exact: ExactPosterior | None, draws: int) 
         point=point,
         comparison=_comparison(fit, exact, point, draws) if exact is not None and values else None,
         ends=(fit.best_elbo[0], fit.best_elbo[-100:].mean()) if fit.elbo.size else None,
-        trace=_svg("elbo", lambda: plots.elbo(fit, None if point else exact)) if fit.elbo.size else None,
+        trace=_svg("elbo", lambda: plots.elbo(fit, None if point else exact)) if fit.elbo.size and stepped else None,
         densities=_svg("posterior", lambda: plots.posterior(fit, exact, draws=draws)) if values and not point else None,
         exact=exact,
         summary=_summary(fit, {name: values[name] for name in names}, point) if names else None,

@@ -82,6 +82,9 @@ class Fit:
     def __repr__(self) -> str:
         latents = (", ".join(self.problem.structure.latent) or "no latents") if self.problem else "loaded without its model"
         steps = self.elbo.shape[-1]
+        if self.settings.get("method") == "auto":
+            level = f"{self.verdict.level}, " if self.verdict is not None else ""
+            return f"Fit(without settings; {latents}; {level}rung {self.settings['rung']}; {self.seconds:.1f} s; seed {self.seed})"
         if self.settings.get("method") == "deterministic":
             family, elbo = self.settings["guide_options"]["family"], f", ELBO {self.elbo[0, -1]:,.2f}" if steps else ""
             return f"Fit({family} guide; {latents}; {self.status} after {steps:,} evaluations{elbo}; seed {self.seed})"

@@ -246,3 +246,32 @@ def test_arviz_gets_the_recommended_draws():
     assert (x > 0).mean() == pytest.approx(0.7, abs=0.05)
     assert "log_q" not in data["sample_stats"]
     assert fit.summary().loc["x", "mean"] == pytest.approx(2.0, abs=0.4)
+
+
+def test_a_fit_without_settings_has_its_report(tmp_path):
+    fit = pyrovi.fit(not_centred, data=EIGHT)
+    page = pyrovi.report(fit, tmp_path / "page.html").read_text()
+    assert "without settings" in page
+    assert fit.settings["rung"] in page
+    assert fit.verdict.level.capitalize() in page
+    assert "without settings" in repr(fit)
+
+
+def test_the_command_fits_a_file_without_settings_and_checks_it(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from pyrovi.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(
+        "import pyro, pyro.distributions as dist\n"
+        "def model(y):\n"
+        "    mu = pyro.sample('mu', dist.Normal(0.0, 10.0))\n"
+        "    with pyro.plate('row', len(y)):\n"
+        "        pyro.sample('y', dist.Normal(mu, 1.0), obs=y)\n"
+    )
+    (tmp_path / "own.csv").write_text("y\n1.0\n2.5\n0.5\n")
+    run = CliRunner().invoke(app, ["fit", "own.py:model", "--data", "own.csv"])
+    assert run.exit_code == 0, run.output
+    assert "Level trust" in " ".join(run.output.split())
+    assert CliRunner().invoke(app, ["check", "runs/own-model"]).exit_code in (0, 10)
