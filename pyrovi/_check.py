@@ -64,8 +64,8 @@ def check(
     cannot see, a mode that q never visits, is looked for by restarts from dispersed points. Where all latents belong to a datum
     each has weights of its own. With an exact posterior q is held against that instead.
 
-    A fit without settings that keeps draws in q's place was judged by them when it was made, and that verdict is returned; so is the
-    verdict kept with a fit that is loaded without its model.
+    A fit without settings that keeps draws in place of q was judged by them when it was made, and that verdict is returned; so is
+    the verdict kept with a fit that is loaded without its model.
 
     Args:
         fit: The fit. It has to have its model, or a verdict.

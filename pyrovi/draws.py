@@ -27,7 +27,7 @@ from pyrovi.minibatch import Batched
 from pyrovi.preflight import Problem
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
 
-__all__ = ["Draws", "draw", "given", "observed", "predict", "prior"]
+__all__ = ["Draws", "draw", "given", "latents_alone", "observed", "predict", "prior"]
 
 CHUNK_SCALARS = 10_000_000
 """Observed and latent scalars handled at once: 80 MB in float64, a few times that with temporaries."""
@@ -79,6 +79,25 @@ def given(problem: Problem, latents: Tensors, *, pointwise: bool = False) -> Dra
             parts.append(_score(problem, runner, pointwise, values, torch.full((runner.size,), torch.nan, dtype=torch.float64)))
             done += runner.size
     return _together(parts)
+
+
+def latents_alone(problem: Problem, n: int, latents: Tensors | None) -> Tensors | None:
+    """The draws' values without a run of the model, the same as `draw`'s or `given`'s; None where it computes sites of its own.
+
+    Scoring `n` draws against all data takes most of the time and memory, and values alone do not need it.
+
+    Args:
+        problem: What was fitted.
+        n: The number of draws.
+        latents: Those to take, as for `given`; drawn from the guide when None.
+    """
+    sites = problem.structure.latent
+    if problem.batches is not None or len(problem.structure.of_kind("deterministic")):
+        return None
+    if latents is None:
+        with torch.no_grad():
+            latents = _cat(_from_guide(problem, runner)[0] for runner in _runners(problem, n))
+    return {name: _tidy(latents[name].reshape(n, *site.shape), site) for name, site in sites.items()}
 
 
 def _together(parts: list[Draws]) -> Draws:

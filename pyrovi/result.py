@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Path, Tensors
-from pyrovi.draws import Draws, draw, given, predict, prior
+from pyrovi.draws import Draws, draw, given, latents_alone, predict, prior
 from pyrovi.errors import PyroviError, SettingsError
 from pyrovi.estimate import Estimate
 from pyrovi.preflight import Problem
@@ -130,7 +130,10 @@ class Fit:
 
     def posterior(self, n: int = 1_000, *, seed: int | None = None) -> Tensors:
         """Draws of the latent and deterministic sites, those that the verdict recommends: by name, a `(n, *site_shape)` tensor."""
-        return self.recommended(n, seed=seed).posterior
+        with self.loaded(n, seed) as problem:
+            kept = self.sample.take(n, self.seed if seed is None else seed) if self.sample is not None else None
+            found = latents_alone(problem, n, kept)
+            return found if found is not None else self.recommend(problem, n, seed).posterior
 
     def posterior_arrays(self, n: int = 1_000, *, seed: int | None = None) -> dict[str, NDArray[np.float64]]:
         """The same as float64 NumPy arrays; a fit loaded without its model gives the draws stored with it, whatever `n`."""
