@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoContinuous, init_to_feasible
 
+from pyrovi._typing import Tensors
 from pyrovi.centering import Centering, Part, Placing, parts_of
 from pyrovi.errors import GuideError, nearest
 
@@ -77,6 +78,12 @@ class AutoCoordinates(AutoContinuous):  # type: ignore[misc]
         return dist.TransformedDistribution(
             z, [_Unconstrained(self._written[0], kwargs, self._parts, self.centering(), self._together, self._nesting())]
         )
+
+    @torch.no_grad()
+    def many(self, n: int, **data: Any) -> Tensors:
+        """`n` draws of the latents at once, also where the model runs one at a time: by site, `(n, *site_shape)`."""
+        u = self.get_posterior(**data).sample((n,))
+        return {p.name: p.transform(u[:, p.start : p.stop].reshape(n, *p.shape)) for p in self._parts}
 
     def _nesting(self) -> int:
         frames = [frame for stack in self._cond_indep_stacks.values() for frame in stack]

@@ -22,6 +22,7 @@ from pyro.util import get_rng_state, set_rng_state
 
 from pyrovi._typing import Tensors
 from pyrovi.errors import DataError, ModelError, SettingsError, first_line, nearest
+from pyrovi.guides.coordinates import AutoCoordinates
 from pyrovi.inputs import check_arguments, describe, to_tensors
 from pyrovi.minibatch import Batched
 from pyrovi.preflight import Problem
@@ -82,7 +83,7 @@ def given(problem: Problem, latents: Tensors, *, pointwise: bool = False) -> Dra
 
 
 def latents_alone(problem: Problem, n: int, latents: Tensors | None) -> Tensors | None:
-    """The draws' values without a run of the model, the same as `draw`'s or `given`'s; None where it computes sites of its own.
+    """The draws' values without a run of the model, `draw`'s or `given`'s; None where the model computes sites of its own.
 
     Scoring `n` draws against all data takes most of the time and memory, and values alone do not need it.
 
@@ -94,7 +95,9 @@ def latents_alone(problem: Problem, n: int, latents: Tensors | None) -> Tensors 
     sites = problem.structure.latent
     if problem.batches is not None or len(problem.structure.of_kind("deterministic")):
         return None
-    if latents is None:
+    if latents is None and isinstance(problem.guide, AutoCoordinates) and not problem.vectorize and not problem.guide.centered:
+        latents = problem.guide.many(n, **problem.data)
+    elif latents is None:
         with torch.no_grad():
             latents = _cat(_from_guide(problem, runner)[0] for runner in _runners(problem, n))
     return {name: _tidy(latents[name].reshape(n, *site.shape), site) for name, site in sites.items()}
