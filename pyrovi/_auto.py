@@ -18,11 +18,10 @@ from pyrovi._typing import Data, Model, Tensors
 from pyrovi.agreement import against_weighted, columns
 from pyrovi.centering import dependent
 from pyrovi.density import Density, recorded
-from pyrovi.enumeration import SummedOut
-from pyrovi.errors import DiscreteLatent, GuideError, ModelError, first_line
+from pyrovi.enumeration import prepared
+from pyrovi.errors import ModelError, first_line
 from pyrovi.estimate import Estimate
 from pyrovi.guides.coordinates import NARROW, AutoCoordinates
-from pyrovi.inputs import clone
 from pyrovi.ladder import Found, search
 from pyrovi.preflight import Problem, prepare
 from pyrovi.progress import Stages
@@ -37,6 +36,9 @@ __all__ = ["NotAutomatic", "fit_auto"]
 MOST_LATENTS = 1_000
 """A covariance of so many latents is estimated from eight times as many gradients a step, and its triangles take a second each."""
 
+FULL = 100
+"""Latents up to which SVI is given a full covariance."""
+
 COMPARED = 10_000
 """Draws over which q and its weighted draws are compared."""
 
@@ -48,8 +50,18 @@ RUNGS = {
 }
 
 
+MOST_WORK = 5e6
+"""Numbers that one evaluation of the density computes at most: the search takes some twenty thousand evaluations."""
+
+BATCH = 1_000
+
+
 class NotAutomatic(Exception):
-    """Why a model cannot be fitted so; it is fitted by SVI instead."""
+    """Why a model cannot be fitted so; it is fitted by SVI instead, with the settings that it holds."""
+
+    def __init__(self, why: str, **settings: Any) -> None:
+        super().__init__(why)
+        self.settings = settings
 
 
 def fit_auto(
@@ -75,7 +87,14 @@ def fit_auto(
         assert dtype is not None
         with isolated(seed, dtype, device, validate=True), Stages(progress) as tell:
             try:
-                problem = _prepared(model, data, dtype, device)
+                problem = prepared(
+                    model,
+                    "whitened",
+                    data,
+                    dtype=dtype,
+                    device=device,
+                    guide_options={"start": False, "family": "normal", "init_scale": NARROW},
+                )
                 _suits(problem)
                 with pyro.validation_enabled(False):
                     found = _searched(problem, seed, tell)
@@ -123,19 +142,6 @@ def fit_auto(
     )
 
 
-def _prepared(model: Model, data: Data | None, dtype: torch.dtype, device: torch.device) -> Problem:
-    """The problem, discrete latents summed out where there are some and they have few values."""
-    options = {"start": False, "family": "normal", "init_scale": NARROW}
-    try:
-        return prepare(model, "whitened", data, dtype=dtype, device=device, guide_options=options)
-    except DiscreteLatent as error:
-        try:
-            summed = SummedOut(clone(model, "whitened", dtype, device)[0], error.nesting)
-            return prepare(summed, "whitened", data, dtype=dtype, device=device, guide_options=options)
-        except (ModelError, GuideError):
-            raise error from None
-
-
 def _suits(problem: Problem) -> None:
     own = [name for name in problem.parameters.leaves if not name.startswith(f"{problem.guide._pyro_name}.")]  # type: ignore[attr-defined]
     if own:
@@ -151,6 +157,12 @@ def _searched(problem: Problem, seed: int, tell: Callable[[str], None]) -> Found
         plain = make()
     except ModelError as error:
         raise NotAutomatic(first_line(error)) from error
+    if plain.work > MOST_WORK:
+        raise NotAutomatic(
+            "the data are too many to be looked at whole some twenty thousand times",
+            guide="multivariate_normal" if plain.dimension <= FULL else "normal",
+            batch_size=BATCH,
+        )
     start = guide._init_loc().double()
     sites = dependent(problem.model, problem.data, plain.parts, guide._init_loc())
     rows = torch.from_numpy(prior_rows(problem, plain)).clone()

@@ -24,7 +24,7 @@ from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Guide, Model, Path, Transform
 from pyrovi.deterministic import SVI_ONLY, fit_deterministic
 from pyrovi.engine import ENGINES
-from pyrovi.errors import SettingsError, nearest
+from pyrovi.errors import ModelError, SettingsError, nearest
 from pyrovi.fits import Fits
 from pyrovi.inputs import as_dtype, to_tensors
 from pyrovi.objective import KLWeight, check_objective, make_objective
@@ -209,10 +209,14 @@ def _automatic(given: dict[str, Any]) -> Fit:
             versions=_versions(),
         )
     except NotAutomatic as why:
-        fit = run(**given | {"method": "svi"}).best()
-        return replace(
-            fit, advice=f"Fitted by SVI with independent Normals, guide='normal', for {why}. {fit.advice}", verdict=fit.check()
-        )
+        try:
+            fit = run(**given | {"method": "svi"} | why.settings).best()
+        except (SettingsError, ModelError):
+            if not why.settings:
+                raise
+            fit = run(**given | {"method": "svi"}).best()  # whose batches cannot be taken
+        settings = ", ".join(f"{name}={fit.settings[name]!r}" for name in ("guide", "batch_size") if fit.settings[name])
+        return replace(fit, advice=f"Fitted by SVI ({settings}), because {why}. {fit.advice}", verdict=fit.check())
 
 
 def run(

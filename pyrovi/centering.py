@@ -27,6 +27,7 @@ from pyro.poutine.trace_struct import Trace
 from torch.distributions import biject_to
 
 from pyrovi._typing import Model, Tensors
+from pyrovi.errors import ModelError
 from pyrovi.structure import WRAPPERS
 
 __all__ = ["Centering", "Part", "Placing", "dependent", "parts_of"]
@@ -65,17 +66,33 @@ class Centering(NamedTuple):
 
 
 def dependent(model: Model, data: Mapping[str, Any], parts: tuple[Part, ...], u: torch.Tensor) -> list[str]:
-    """The location-scale latents whose prior depends on other latents, found by a run at `u`."""
+    """The location-scale latents whose prior depends on other latents, found by a run at `u`.
+
+    Raises:
+        ModelError: A latent's support depends on others.
+    """
     values = {part.name: part.transform(u[part.start : part.stop].reshape(part.shape)) for part in parts}
     values = {name: value.detach().requires_grad_() for name, value in values.items()}
     with torch.enable_grad(), poutine.block(), pyro.validation_enabled(False):
         trace = poutine.trace(poutine.condition(model, data=values)).get_trace(**data)
     found = []
     for name in values:
+        if _moves(trace.nodes[name]["fn"].support):
+            raise ModelError(
+                f"the support of site {name!r} depends on other latents, and its transform to real numbers cannot; write it as "
+                "these times, or plus, a latent whose support is fixed"
+            )
         prior = _location_scale(trace.nodes[name]["fn"])
         if prior is not None and any(torch.as_tensor(x).requires_grad for x in prior):
             found.append(name)
     return found
+
+
+def _moves(support: Any) -> bool:
+    """Whether a support's bounds are computed from latents."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return any(isinstance(bound, torch.Tensor) and bound.requires_grad for bound in vars(support).values())
 
 
 class Placing(Messenger):

@@ -261,6 +261,7 @@ class Density:
         self.device, self._dtype, self._row, self._unconstrained = device, dtype, row, unconstrained
         self._centered = frozenset(centered)
         self.work: int = row.meta["work"]
+        self.operations = len(row.graph.nodes)
         self._origin = torch.zeros(self.dimension, dtype=dtype, device=device)
         self._single: dict[str, Callable[..., Any]] = {}
         self._many: dict[tuple[str, int], Callable[..., Any]] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = ["DataError", "GuideError", "ModelError", "PyroviError", "RunFolderError", "SettingsError", "first_line", "nearest"]
 
@@ -29,11 +30,11 @@ class GuideError(PyroviError, ValueError):
 
 
 class DiscreteLatent(GuideError):
-    """A latent is discrete, in plates of `nesting` dimensions; a fit without settings sums it out where it can."""
+    """A latent is discrete, in plates of `nesting` dimensions, of a model with these data; a fit without settings sums it out."""
 
-    def __init__(self, message: str, nesting: int) -> None:
+    def __init__(self, message: str, nesting: int, data: dict[str, Any]) -> None:
         super().__init__(message)
-        self.nesting = nesting
+        self.nesting, self.data = nesting, data
 
 
 class SettingsError(PyroviError, ValueError):

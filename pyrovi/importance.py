@@ -113,7 +113,7 @@ def weigh(log_ratio: ArrayLike) -> Weights:
     total = np.logaddexp.reduce(ratio)
     log_weights, log_mean = ratio - total, float(total - math.log(n))
     tail = math.ceil(min(n / 5, 3 * math.sqrt(n)))
-    if finite.all() and largest - np.median(ratio) <= CONSTANT:
+    if finite.all() and largest - np.median(ratio) <= CONSTANT and _ess(log_weights) > 0.99 * n:
         return Weights(log_weights, -math.inf, 0.0, _ess(log_weights), n, log_mean)
     body = np.argpartition(ratio, n - tail - 1)[n - tail - 1]
     if n < FEWEST or ratio[body] == -np.inf or np.partition(ratio, n - tail)[n - tail] == largest:

@@ -26,6 +26,9 @@ from pyrovi.students import FEW_LATENTS, mixture, students, widened
 
 __all__ = ["Found", "search"]
 
+CALL = 100
+"""Numbers that could be computed in the time that it takes to call an operation."""
+
 PATHS, MOST_PATHS, PATH_NUMBERS = 8, 96, 5e7
 """Restarts that look for other modes: the more the cheaper, as long as a step of all of them computes so many numbers at most."""
 
@@ -97,10 +100,10 @@ def search(
         best = extended(density, best)
     if (best.enough or best.nearly) and density.dimension <= FEW_LATENTS and not best.standing:
         tell("widened")
-        best = widened(density, best, seed)
-        if best not in tried:
-            tried.append(best)
-            best = extended(density, best)
+        wide = widened(density, best, seed)
+        if wide is not best:
+            tried.append(wide)
+            best = extended(density, wide)
     if best.enough:
         tell("settled")
         best = settled(density, best, seed)
@@ -108,8 +111,9 @@ def search(
         tell("tempered")
         best = tempered(density, tried[0], tried, seed)
         tried.append(best)
-        if density.dimension <= FEW_LATENTS and best.moved_z is not None:
+        if density.dimension <= FEW_LATENTS:
             # A proposal that is matched to them can be weighted, and weights are the better witnesses.
+            assert best.moved_z is not None
             again = mixture(density, best.moved_z, np.full(len(best.moved_z), 1 / len(best.moved_z)), seed + 1)
             again = extended(density, widened(density, again, seed + 1) if again.enough or again.nearly else again)
             if again.enough:
@@ -131,4 +135,4 @@ def _modes(density: Density, p: Proposal, prior: Callable[[Density], torch.Tenso
 
 
 def _restarts(density: Density) -> int:
-    return int(min(MOST_PATHS, max(PATHS, PATH_NUMBERS / (density.work * density.dimension**2))))
+    return int(min(MOST_PATHS, max(PATHS, PATH_NUMBERS / ((density.work + CALL * density.operations) * density.dimension**2))))

@@ -62,7 +62,7 @@ def tempered(density: Density, p: Proposal, others: list[Proposal], seed: int) -
     alike = torch.full_like(z[:, 0], 1 / len(z))
     before = Moments.grouped(values(density, z))
     out = _moved_on(density, replace(p, rung="tempered", moved=moved), z, before, z, alike, seed)
-    return replace(out, contradicted=_contradicted(out, others))
+    return replace(out, contradicted=_contradicted(out, others) or _heavy(others))
 
 
 def _moved_on(
@@ -92,6 +92,12 @@ def _contradicted(p: Proposal, others: list[Proposal]) -> bool:
         return w.log_mean - 3 * math.sqrt(1 / w.ess) if w.ess >= 50 else -math.inf
 
     return max(map(least, others)) > p.moved.log_evidence + 2 * p.moved.log_evidence_se
+
+
+def _heavy(others: list[Proposal]) -> bool:
+    """Whether weights that are good find some variance that depends on a tail: moves seldom get there either."""
+    tails = [p.tail for p in others if p.weights.good]
+    return bool(tails) and min(tails) >= others[0].weights.threshold
 
 
 def _affordable(density: Density) -> int:

@@ -134,6 +134,7 @@ def prepare(
             f"site {discrete[0]!r} is discrete, which autoguides cannot draw; fit without settings, which sums it out where it has "
             "few values, or sum it out of the model (see pyro.distributions.MixtureSameFamily), or write a guide that samples it",
             structure.max_plate_nesting,
+            raw,
         )
     plate, size = find_plate(structure, tensors, batch_size)
     batches = None

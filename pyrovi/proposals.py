@@ -147,7 +147,7 @@ def judged(rung: str, density: Density, parameters: Tensors, draws: Draw) -> Pro
 
 
 def _tail(density: Density, z: torch.Tensor, weights: Weights) -> float:
-    """The k-hat of the latents' variances, of those with the heaviest tails."""
+    """The k-hat of the latents' variances, of those with the heaviest tails, and half a standard error more."""
     if weights.good is False:
         return math.inf
     if weights.khat == -math.inf:
@@ -159,9 +159,8 @@ def _tail(density: Density, z: torch.Tensor, weights: Weights) -> float:
         squares = np.square(x - mean)
         kurtosis = np.nan_to_num(w @ np.square(squares) / np.square(w @ squares), nan=0.0)
         heaviest = np.argsort(-kurtosis)[:TAILS]
-        return max(
-            (weigh(weights.log_weights + np.log(squares[:, j])).khat for j in heaviest if kurtosis[j] > 0), default=-math.inf
-        )
+        found = [weigh(weights.log_weights + np.log(squares[:, j])) for j in heaviest if kurtosis[j] > 0]
+        return max((w.khat + w.khat_se / 2 if math.isfinite(w.khat) else w.khat for w in found), default=-math.inf)
 
 
 def extended(density: Density, p: Proposal) -> Proposal:

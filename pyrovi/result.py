@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Path, Tensors
 from pyrovi.draws import Draws, draw, given, latents_alone, predict, prior
+from pyrovi.enumeration import FACTOR
 from pyrovi.errors import PyroviError, SettingsError
 from pyrovi.estimate import Estimate
 from pyrovi.preflight import Problem
@@ -162,6 +163,11 @@ class Fit:
         if data is not None and self.problem is not None and self.problem.transform is not None:
             return self.on(data).predictive(n, redraw=redraw, seed=seed)  # which transforms them
         with self.loaded(n, seed) as problem:
+            if FACTOR in problem.structure.sites:
+                raise PyroviError(
+                    "the model's discrete latents were summed out, and its outcomes with them: draw these from the model itself, "
+                    "given fit.posterior()"
+                )
             return predict(problem, n, self.recommend(problem, n, seed).posterior, data, redraw)
 
     def prior(self, n: int = 1_000, *, seed: int | None = None) -> tuple[Tensors, Tensors]:

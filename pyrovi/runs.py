@@ -17,6 +17,7 @@ import torch
 from pyrovi import _arviz
 from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Path, Transform
+from pyrovi.enumeration import prepared
 from pyrovi.errors import GuideError, ModelError, RunFolderError
 from pyrovi.guides.auto import GUIDES, PROPOSALS
 from pyrovi.inputs import as_dtype
@@ -206,7 +207,7 @@ def _problem(fit: Fit, model: Any, guide: Any, data: Data, transform: Transform 
     batch_size = {plate: fit.settings["batch_size"]} if plate else None
     batch_data = tuple(fit.settings["batch_data"]) if plate else None
     with isolated(fit.seed, dtype, validate=True):
-        problem = prepare(
+        problem = (prepared if fit.settings.get("method") == "auto" else prepare)(
             model,
             guide,
             data,

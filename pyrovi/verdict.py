@@ -211,8 +211,6 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
     climb = Level.enrich if e.richer else Level.sample
     if e.finite <= 0.5:
         return climb, [f"{_share(1 - e.finite)} of q's draws have no finite density under the model"]
-    if e.moved is not None:
-        return _moved(e, climb)
     doubts = _doubts(e)
     if e.exact and not doubts:
         return Level.trust, ["q agrees with the exact posterior"]
@@ -222,6 +220,9 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
         missed = [
             f"q does not visit a part of the posterior, at least {_share(e.missed)} of it, which lies off in {e.missed_where}"
         ]
+    if e.moved is not None:
+        level, reasons = _moved(e, climb)
+        return (climb, [*reasons, *missed]) if missed else (level, reasons)
     if missed or not usable:
         return climb, [*([] if usable else [_unusable(e)]), *missed]
     if doubts and e.kept:
@@ -234,11 +235,11 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
 def _moved(e: Evidence, climb: Level) -> tuple[Level, list[str]]:
     """Of draws that were moved to the posterior: whether groups that never met agree about it."""
     assert e.moved is not None
-    rhat, evidence = e.moved_rhat or math.inf, e.moved_evidence
+    rhat, evidence = math.inf if e.moved_rhat is None else e.moved_rhat, e.moved_evidence
     by = f", log evidence {evidence}" if evidence is not None else ""
     said = f"{e.moved:,} draws were moved to the posterior and on there: nested R-hat {rhat:.3f}{by}"
     if not e.still:
-        return climb, [f"{said}, and their moments still shift, by {e.shift or math.inf:.2f} in the last moves"]
+        return climb, [f"{said}, but their moments still shift, or weights have found what they did not"]
     if rhat < MOST_RHAT and (evidence is None or evidence.se < MOST_EVIDENCE_SE):
         return Level.reweight, [f"{said}, and nothing shifts any more"]
     return climb, [f"{said}, which is not enough (below {MOST_RHAT}, and ± {MOST_EVIDENCE_SE})"]
@@ -329,6 +330,8 @@ def _moments(e: Evidence) -> str:
 def _distance(e: Evidence) -> str:
     if e.kl is None or e.log_evidence is None or e.elbo is None:
         return ""
+    if e.kept and not (math.isfinite(e.kl.value) and e.kl.se < 1):
+        return f"How far? Log evidence {_nats(e.log_evidence)} nats (by importance sampling)."
     if not e.exact and e.data is None and e.weights_good is False:
         return f"How far? ELBO {_nats(e.elbo)} nats; with such weights the log evidence, and so KL(q‖p), cannot be estimated."
     how = "exact" if e.exact else "by importance sampling"

@@ -203,6 +203,41 @@ def test_a_discrete_latent_is_summed_out():
     assert fit.verdict.evidence.log_evidence.value == pytest.approx(math.log(total) - 130, abs=0.02)
 
 
+def test_a_summed_out_models_run_is_loaded_and_its_outcomes_are_refused(tmp_path):
+    def model(y):
+        p = pyro.sample("p", dist.Beta(torch.tensor([2.0, 4.0]), 3.0).to_event(1))
+        with pyro.plate("row", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.4)).long()
+            pyro.sample("y", dist.Bernoulli(p[k]), obs=y)
+
+    fit = pyrovi.fit(model, data={"y": np.array([0.0, 1, 1, 0, 1])}, folder=tmp_path / "run")
+    again = pyrovi.load(tmp_path / "run", model=model)
+    assert torch.equal(again.posterior(50)["p"], fit.posterior(50)["p"])
+    with pytest.raises(pyrovi.PyroviError, match="summed out"):
+        fit.predictive(10)
+
+
+def test_a_support_that_moves_is_refused():
+    def model(y):
+        a = pyro.sample("a", dist.Gamma(3.0, 1.0))
+        x = pyro.sample("x", dist.Uniform(0.0, a))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    with pytest.raises(pyrovi.ModelError, match="support of site 'x' depends on other latents"):
+        pyrovi.fit(model, data={"y": np.array([4.0])})
+
+
+def test_a_latent_whose_prior_depends_on_a_discrete_one_is_refused():
+    def model(y):
+        k = pyro.sample("k", dist.Bernoulli(0.3))
+        x = pyro.sample("x", dist.Normal(k, 1.0))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    with pytest.raises(pyrovi.ModelError, match="cannot be summed out"):
+        pyrovi.fit(model, data={"y": [1.0, 2.0]})
+
+
 def test_settings_of_svi_ask_for_svi():
     fit = pyrovi.fit(correlated, steps=50)
     assert fit.settings["method"] == "svi"
