@@ -35,8 +35,8 @@ BLOCKS, MOVES, LONGEST, KEPT = 7, 12, 48, 3
 
 MOST_LEAPS = 8
 
-CHANCE = 3.0
-"""Standard errors of a shift that chance makes now and then, at the price of another block."""
+CHANCE, RARELY = 3.0, 0.025
+"""Standard errors of a shift that chance makes now and then, at the price of another block; of many columns, how often it may."""
 
 SMALL, LARGE = 0.05, 0.15
 """Shifts, in sds or of a log sd: what is let pass, and what is not even where it may be chance."""
@@ -165,9 +165,12 @@ def settle(
         wanted: Blocks that they have to stand still for; 2 once they have moved.
         seed: Of everything random.
     """
+    from scipy.stats import norm
+
     rng = _stream(seed)
     r, slope = _finite(*ratio(e))
     size, block, stood, moves = 0.7, 0, 0, MOVES
+    chance = max(CHANCE, float(norm.isf(RARELY / (2 * len(before.mean)))))
     while block < BLOCKS and stood < wanted and most >= moves:
         kept, block, most = [], block + 1, most - moves
         for move in range(1, moves + 1):
@@ -178,7 +181,7 @@ def settle(
         together = torch.cat(kept, 1).reshape(-1, e.shape[1])
         columns = values(together)
         after = Moments.grouped(columns)
-        shift, moved = after.shift(before, CHANCE)
+        shift, moved = after.shift(before, chance)
         if moved:  # what drifts slowly is seen over longer blocks, and from where it last stood
             before, wanted, stood, moves = after, 2, 0, min(2 * moves, LONGEST)
         else:
