@@ -233,6 +233,7 @@ def _verdict(found: Found) -> Verdict:
     if p.moved_z is not None:
         assert p.settled is not None
         by = _moved_evidence(p) if p.moved is not None else None
+        evidence = replace(evidence, log_evidence=by or Estimate(w.log_mean, math.sqrt(max(0.0, 1 / max(w.ess, 1.0) - 1 / n))))
         return judge(replace(evidence, moved=len(p.moved_z), moved_rhat=p.settled.rhat, moved_evidence=by))
     if w.ess:
         log_evidence = Estimate(w.log_mean, math.sqrt(max(0.0, 1 / w.ess - 1 / n)))
