@@ -108,7 +108,7 @@ def fit_auto(
             break
     assert dtype is not None
     with isolated(seed, dtype, device, validate=True):
-        problem = prepare(problem.model, guide, data, dtype=dtype, device=device, guide_options=options)
+        problem = prepare(problem.model, guide, problem.data, dtype=dtype, device=device, guide_options=options)
         values = {f"{problem.guide._pyro_name}.{n}": value.to(dtype) for n, value in values.items()}  # type: ignore[attr-defined]
     settings = {
         "method": "auto",

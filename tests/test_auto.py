@@ -98,16 +98,25 @@ def test_what_a_gaussian_in_the_right_coordinates_fits_exactly_is_trusted(model,
     within(fit, name, mean, sd)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
-def test_a_banana_is_straightened_or_weighted(seed):
-    fit = pyrovi.fit(banana, seed=seed)
-    if seed and fit.verdict.level == "sample":
-        pytest.skip("not vouched for, as one seed in twenty is not: a density without a form to read")
-    assert fit.verdict.level in ("trust", "reweight")
+def banana_is_right(fit):
     x = fit.posterior(4_000)["x"]
     assert x[:, 0].std().item() == pytest.approx(10.0, rel=0.1)
     assert x[:, 1].mean().item() == pytest.approx(0.0, abs=0.1 * math.sqrt(1 + 2 * 3**2))
     assert x[:, 1].std().item() == pytest.approx(math.sqrt(1 + 2 * 3**2), rel=0.12)
+
+
+def test_a_banana_without_a_form_to_read_is_weighted():
+    fit = pyrovi.fit(banana)
+    assert fit.verdict.level in ("trust", "reweight")
+    banana_is_right(fit)
+
+
+@pytest.mark.slow
+def test_a_banana_is_vouched_for_on_nearly_all_seeds_and_right_whenever_it_is():
+    vouched = [fit for fit in (pyrovi.fit(banana, seed=seed) for seed in range(20)) if fit.verdict.level in ("trust", "reweight")]
+    assert len(vouched) >= 18
+    for fit in vouched:
+        banana_is_right(fit)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
@@ -176,10 +185,10 @@ def test_parameters_at_which_the_model_raises_have_no_density():
     mean = (r * p).sum() / p.sum()
     sd = math.sqrt(((r - mean) ** 2 * p).sum() / p.sum())
     fit = pyrovi.fit(model, data={"y": y[0]})
-    if fit.verdict.level in ("trust", "reweight"):
-        draws = fit.posterior(4_000)["r"]
-        assert draws.mean().item() == pytest.approx(mean, abs=0.1 * sd)
-        assert draws.std().item() == pytest.approx(sd, rel=0.1)
+    assert fit.verdict.level in ("trust", "reweight")
+    draws = fit.posterior(4_000)["r"]
+    assert draws.mean().item() == pytest.approx(mean, abs=0.1 * sd)
+    assert draws.std().item() == pytest.approx(sd, rel=0.1)
 
 
 def test_a_discrete_latent_is_summed_out():
@@ -212,7 +221,7 @@ def test_a_summed_out_models_run_is_loaded_and_its_outcomes_are_refused(tmp_path
             k = pyro.sample("k", dist.Bernoulli(0.4)).long()
             pyro.sample("y", dist.Bernoulli(p[k]), obs=y)
 
-    fit = pyrovi.fit(model, data={"y": np.array([0.0, 1, 1, 0, 1])}, folder=tmp_path / "run")
+    fit = pyrovi.fit(model, data={"y": np.array([0, 1, 1, 0, 1])}, folder=tmp_path / "run")
     again = pyrovi.load(tmp_path / "run", model=model)
     assert torch.equal(again.posterior(50)["p"], fit.posterior(50)["p"])
     with pytest.raises(pyrovi.PyroviError, match="summed out"):
