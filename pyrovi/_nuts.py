@@ -26,7 +26,8 @@ from pyrovi._isolation import isolated
 from pyrovi._typing import Data, Model, Path, Tensors
 from pyrovi.chains import convergence
 from pyrovi.closed_form import log_volume
-from pyrovi.density import Density, _compiled, record, recorded
+from pyrovi.density import Density, _compiled, recorded
+from pyrovi.differentiable import record
 from pyrovi.draws import predict
 from pyrovi.errors import ModelError, RunFolderError, SettingsError, first_line
 from pyrovi.export import dataset

@@ -13,7 +13,8 @@ from pyro.distributions.transforms import OrderedTransform
 from pyro.nn import PyroModule, PyroSample
 
 import pyrovi
-from pyrovi.density import log_density, record
+from pyrovi.density import log_density
+from pyrovi.differentiable import record
 from pyrovi.guides.gaussian import AutoWhitened, initial, place
 from pyrovi.models import linear_regression, normal_mean
 from pyrovi.pathfinder import climb, standard_draws
@@ -174,7 +175,7 @@ def test_a_fit_imports_no_compiler():
     """torch's takes three seconds to import; so do some of its functions, which are not used."""
     code = (
         "import sys, torch\n"
-        "from pyrovi.density import record\n"
+        "from pyrovi.differentiable import record\n"
         "g = record(lambda u: (u**2).sum() * torch.linalg.cholesky(torch.eye(2) * u[0])[0, 0], torch.ones(3))\n"
         "u = torch.ones(3, requires_grad=True)\n"
         "h = record(lambda u: torch.autograd.grad(g(u), u)[0], u)\n"
