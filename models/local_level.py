@@ -249,7 +249,7 @@ class _Filtered(NamedTuple):
 
 
 def _series(time: ArrayLike, y: ArrayLike, observed: ArrayLike | None, m0: float | None, s0: float | None) -> _Series:
-    times, values = np.asarray(time, dtype=float), np.array(y, dtype=float)
+    times, values = np.asarray(time, dtype=float), np.asarray(y, dtype=float).copy()
     if observed is not None:
         values[~np.asarray(observed, dtype=bool)] = np.nan
     seen = values[~np.isnan(values)]
