@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test test-all lint types wheel wheel-file recipes bench bench-accuracy clean
+.PHONY: setup demo test test-all lint types wheel wheel-file recipes notebooks bench bench-accuracy clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,13 @@ bench: $(VENV)/.peers
 
 bench-accuracy: $(VENV)/.peers
 	$(BIN)/python benchmarks/no_settings.py
+
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python notebooks/execute.py
+
+$(VENV)/.notebooks: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[notebooks]'
+	@touch $@
 
 $(VENV)/.peers: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
