@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test test-all lint types wheel wheel-file recipes notebooks bench bench-accuracy clean
+.PHONY: setup demo test test-all lint types wheel wheel-file docs docs-links recipes notebooks bench bench-accuracy clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,19 @@ wheel: setup
 
 wheel-file: setup
 	$(BIN)/python -m build --no-isolation --outdir dist
+
+# The site, into docs/_build/html: warnings are errors. It is read from there without a server and without a network.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# Links out of the site too; this needs a network.
+docs-links: $(VENV)/.docs
+	$(BIN)/sphinx-build -W --keep-going -q -b linkcheck docs docs/_build/links
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 recipes: setup
 	$(BIN)/python benchmarks/recipes.py
