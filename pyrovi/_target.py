@@ -61,7 +61,9 @@ def program(
     if path.suffix != ".py" or not path.is_file():
         raise ModelError(f"there is no Python file {str(path)!r}; give FILE.py:MODEL, or a recipe that `pyrovi list` names")
     own = _import(path)
-    programs = [key for key, value in own.items() if callable(value) and getattr(value, "__module__", None) == OWN]
+    programs = [
+        key for key, value in own.items() if callable(value) and getattr(value, "__module__", None) == OWN and key != "load"
+    ]
     if not colon:
         raise ModelError(f"say which model in {str(path)!r}, as in {path}:{programs[0] if programs else 'model'}")
     if name not in own:
@@ -69,7 +71,21 @@ def program(
     if guide is not None and guide not in {*own, *GUIDES, "auto"}:
         raise GuideError(f"{str(path)!r} has no guide {guide!r}, nor is that a known name; {nearest(guide, [*programs, *GUIDES])}")
     chosen = own.get(guide, guide) if guide is not None else "auto"
+    if data is None and inspect.isfunction(own.get("load")) and own["load"].__module__ == OWN and name != "load":
+        data, arguments = _loaded(own["load"], path, arguments)
     return f"{path.stem}-{name}", functools.partial(pyrovi.fit, own[name], chosen, {**(data or {}), **arguments} or None)
+
+
+def _loaded(load: Callable[..., Any], path: Path, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data of the file's own `load`, and the arguments that are left for the model."""
+    taken = inspect.signature(load).parameters
+    data = load(**{name: value for name, value in arguments.items() if name in taken})
+    if not isinstance(data, Mapping):
+        raise DataError(
+            f"load() of {str(path)!r} gives {type(data).__name__}, not the model's arguments by name, as in {{'x': x}}; mend it, "
+            "or pass --data"
+        )
+    return dict(data), {name: value for name, value in arguments.items() if name not in taken}
 
 
 def _import(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 import pyrovi
 from pyrovi._fit import METHODS
+from pyrovi._new import write_start
 from pyrovi._target import OWN, pairs, program, read
 from pyrovi.engine import ENGINES
 from pyrovi.errors import PyroviError, RunFolderError, SettingsError
@@ -253,6 +254,18 @@ def report_run(
     """Write one self-contained HTML page about a run."""
     fit = pyrovi.load(run)
     typer.echo(pyrovi.report(fit, out or run / REPORT, exact=_exact(fit)))
+
+
+@app.command("new", epilog="Example: [bold]pyrovi new rain[/bold], which writes rain.py and rain.csv")
+def new_start(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: a Python name.", show_default=False)],
+) -> None:
+    """Write a starting file with a model, a guide and data for you to edit; it runs as it is.
+
+    Nothing is overwritten.
+    """
+    program, data = write_start(name)
+    typer.echo(f"wrote {program} and {data}; next:\n\n  pyrovi fit {program}:model\n  python {program}")
 
 
 def _sentence(error: BaseException) -> str | None:
