@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pyrovi.linear_response import LinearResponse
+    from pyrovi.plots import FitPlots
     from pyrovi.verdict import Verdict
 
 __all__ = ["Estimate", "Fit", "Status"]
@@ -91,6 +92,13 @@ class Fit:
             return f"Fit({family} guide; {latents}; {self.status} after {steps:,} evaluations{elbo}; seed {self.seed})"
         elbo = f", ELBO {self.best_elbo[-100:].mean():,.2f} over the last {min(steps, 100)}" if steps else ""
         return f"Fit({self.settings['guide']} guide; {latents}; {self.status} after {steps:,} steps{elbo}; seed {self.seed})"
+
+    @property
+    def plot(self) -> FitPlots:
+        """The figures of this fit: `fit.plot.elbo()`, `posterior`, `forest`, `pair`, `khat`, `predictive`, `loo`, `density`."""
+        from pyrovi.plots import FitPlots
+
+        return FitPlots(self)
 
     @property
     def best_elbo(self) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Figures of what a fit is worth: its trace, and q beside the exact posterior."""
+"""Histograms of q beside the exact posterior, and which scalars of many a figure shows."""
 
 from __future__ import annotations
 
@@ -11,70 +11,25 @@ from numpy.typing import NDArray
 
 from pyrovi._exact import ExactPosterior
 from pyrovi.errors import PyroviError, SettingsError, nearest
-from pyrovi.plots.style import FITTED, REFERENCE, bare, histogram, legend, shortened
+from pyrovi.export import posterior_arrays
+from pyrovi.plots.style import BINS, REFERENCE, bare, histogram, legend, shortened
 from pyrovi.result import Fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["POINTS", "TAIL", "elbo", "elements", "label", "posterior", "spread_of", "spread_out"]
+__all__ = ["TAIL", "draws_of", "elements", "label", "posterior", "spread_of", "spread_out"]
 
-POINTS, GRID = 800, 300
-"""Steps drawn of a trace, points of a density curve: as many as a panel can show."""
+GRID = 300
+"""Points of a density curve: as many as a panel can show."""
 
 TAIL = 0.004
 """What a panel leaves out at either end; heavy tails would squeeze the rest."""
 
 
-def elbo(fit: Fit, exact: ExactPosterior | None = None) -> Figure:
-    """The ELBO by step: the whole run on a logarithmic axis, and its second half on the scale of its own noise.
-
-    The points are single steps, 800 of them at most. The line is the mean over the fiftieth of the run that ends there, and
-    early on over a tenth of the steps so far, so that it follows the climb.
-
-    Args:
-        fit: The fit.
-        exact: Its log evidence, which no ELBO exceeds, is drawn as a line where it is near enough to see.
-
-    Raises:
-        PyroviError: The fit diverged before its first step was done.
-    """
-    from matplotlib.figure import Figure
-
-    steps = fit.elbo.shape[-1]
-    if not steps:
-        raise PyroviError("the fit has no ELBO to plot: it diverged at its first step")
-    window = steps // 50
-    early = np.unique(np.geomspace(1, steps, POINTS).astype(int)) - 1
-    late = np.unique(np.linspace(steps // 2, steps - 1, POINTS).astype(int))
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, shown, title in zip(figure.subplots(1, 2), (early, late), ("whole run", "second half, zoomed"), strict=True):
-        for trace in fit.elbo:
-            mean = [trace[i - min(window, i // 10) : i + 1].mean() for i in shown]
-            axes.plot(shown + 1, trace[shown], ".", color=FITTED, alpha=0.4, markersize=4, markeredgewidth=0, label="single step")
-            axes.plot(shown + 1, mean, color=FITTED, label="running mean")
-        if exact is not None:
-            axes.axhline(exact.log_evidence, color=REFERENCE, linestyle="--", label=f"log evidence {exact.log_evidence:,.2f}")
-        if shown is early:
-            axes.set_xscale("log")
-        else:
-            low, high = np.nanquantile(fit.elbo[:, late], [0.01, 0.99])  # a single particle throws far outliers
-            margin = 0.1 * (high - low) or 0.5
-            if exact is not None and high < exact.log_evidence < high + 20 * margin:
-                high = exact.log_evidence
-            axes.set_ylim(low - margin, high + margin)
-        axes.set_title(title, fontsize="medium")
-        axes.set_xlabel("step")
-        axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-4, 7))
-        bare(axes)
-    figure.axes[0].set_ylabel("ELBO (nats)")
-    figure.legend(*legend(figure.axes[:1]), loc="outside upper left", ncols=3, markerscale=2, frameon=False)
-    return figure
-
-
 def posterior(
     fit: Fit,
-    exact: ExactPosterior | None = None,
+    exact: ExactPosterior | Any | None = None,
     var_names: Sequence[str] | None = None,
     *,
     max_panels: int = 12,
@@ -84,7 +39,8 @@ def posterior(
 
     Args:
         fit: The fit.
-        exact: Its marginals are drawn as curves, for the variables that it has.
+        exact: The reference. Of an exact posterior the marginals are drawn as curves, for the variables that it has; of a container
+            with a posterior group, as of `pyrovi.nuts`, the draws as outlined histograms.
         var_names: The variables to show, or elements of them as tables name them, `"theta[20]"`; all when None or empty.
         max_panels: How many scalars to show; past it every variable has its share, spread evenly over its elements, and
             the figure says how many of each are shown.
@@ -98,6 +54,7 @@ def posterior(
     from matplotlib.ticker import MaxNLocator
 
     values = spread_of(fit, draws)
+    drawn = {} if exact is None or isinstance(exact, ExactPosterior) else draws_of(exact)
     wanted = elements(values, var_names or list(values))
     chosen = spread_out(wanted, max(1, max_panels))
     panels = sum(map(len, chosen.values()))
@@ -107,11 +64,18 @@ def posterior(
     grid = iter(figure.subplots(rows, columns, squeeze=False).flat)
     for name, shown in chosen.items():
         shape, flat = values[name].shape[1:], values[name].reshape(len(values[name]), -1)[:, shown]
-        marginal = exact.marginals.get(name) if exact is not None else None
-        x, density = _curves(flat, marginal, shape, shown)
+        marginal = exact.marginals.get(name) if isinstance(exact, ExactPosterior) else None
+        other = drawn.get(name) if drawn.get(name, flat).shape[1:] == shape else None
+        beside = None if other is None else other.reshape(len(other), -1)[:, shown]
+        x, density = _curves(flat if beside is None else np.concatenate([flat, beside]), marginal, shape, shown)
         for i, element in enumerate(shown):
             axes = next(grid)
             top = histogram(axes, flat[:, i], x[0, i], x[-1, i])
+            if beside is not None:
+                height, edges = np.histogram(beside[:, i], BINS, (x[0, i], x[-1, i]))
+                height = height / (len(beside) * np.diff(edges))
+                axes.stairs(height, edges, color=REFERENCE, linewidth=1.3, label="reference draws")
+                top = max(top, float(height.max()))
             if density is not None:
                 axes.plot(x[:, i], density[:, i], color=REFERENCE, label="exact posterior")
                 peak = np.argmax(density[:, i])
@@ -136,6 +100,11 @@ def spread_of(fit: Fit, draws: int) -> dict[str, NDArray[np.float64]]:
     if fit.point_estimate:
         raise PyroviError("the fit is a point estimate, or has no latent variable: it has no spread to plot")
     return fit.posterior_arrays(draws)
+
+
+def draws_of(reference: Any) -> dict[str, NDArray[np.float64]]:
+    """The draws of a fit, or of a container that ArviZ reads, by variable."""
+    return reference.posterior_arrays() if isinstance(reference, Fit) else posterior_arrays(reference)
 
 
 def elements(values: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[np.intp]]:

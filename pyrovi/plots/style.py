@@ -14,13 +14,29 @@ from pyrovi.errors import SettingsError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["CLASSES", "FITTED", "RASTER", "REFERENCE", "SEEN", "bare", "histogram", "legend", "numbers", "shortened"]
+__all__ = [
+    "CLASSES",
+    "FITTED",
+    "MARKERS",
+    "RASTER",
+    "REFERENCE",
+    "SEEN",
+    "SEVERAL",
+    "bare",
+    "histogram",
+    "legend",
+    "numbers",
+    "shortened",
+]
 
 FITTED, REFERENCE = "#3f74b5", "#d1570f"
 """The colours of q and of the exact posterior, apart for colour-blind readers; the report puts its own shades in their place."""
 
 SEEN = "#000000"
 """The colour of data."""
+
+SEVERAL, MARKERS = (FITTED, "#8c3fa6", "#2c7a4b", "#bb3a74", "#0d7c86", "#6f6a2a"), "os^vD"
+"""Of several fits in one figure, which their markers tell apart too."""
 
 BINS = 40
 """Bars of a histogram: as many as a panel can show."""
