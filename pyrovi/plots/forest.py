@@ -35,7 +35,7 @@ def forest(
     exact: ExactPosterior | Any | None = None,
     var_names: Sequence[str] | None = None,
     *,
-    max_rows: int = 40,
+    max_rows: int = 30,
     draws: int = 1_000,
 ) -> Figure:
     """Medians as points, the central 50% as thick lines and the central 90% as thin ones, a row a scalar.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def pair(fit: Fit, var_names: Sequence[str] | None = None, *, max_scalars: int =
     low, high = low - pad, high + pad
     count = len(names)
     figure = Figure(figsize=(max(3.2, 1.5 * count + 0.6), max(2.8, 1.5 * count + 0.3)), layout="constrained")
-    grid = figure.subplots(count, count, squeeze=False)
+    grid: Any = figure.subplots(count, count, squeeze=False)
     for i, j in np.ndindex(count, count):
         axes = grid[i, j]
         if j > i:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pyrovi import _arviz
 from pyrovi.draws import observed
 from pyrovi.errors import PyroviError, SettingsError, nearest
-from pyrovi.plots.style import FITTED, RASTER, SEEN, bare, legend
+from pyrovi.plots.style import FITTED, SEEN, bare, legend
 from pyrovi.result import Fit
 
 if TYPE_CHECKING:
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["outcomes", "predictive"]
 
 BARS, BINS = 30, 25
-"""Distinct whole numbers that have a bar each; bins of anything else."""
+"""Distinct whole numbers that have a bar each; bins of anything else, at most."""
 
 SCALARS = 20_000_000
 """Numbers that predictions hold at most: 160 MB."""
 
 DRAWS = 1_000
+
+SHOWN = 400
+"""Data drawn one by one, evenly spread; of more the intervals could not be told apart."""
 
 LEVELS = ((0.05, 0.95), (0.25, 0.75))
 
@@ -107,10 +110,11 @@ def _counts(axes: Axes, y: Array, replicated: Array, whole: bool) -> None:
     """Data by bin."""
     low, high = (float(x) for x in np.quantile(replicated, [0.005, 0.995]))
     low, high = min(low, float(y.min())), max(high, float(y.max()))
+    bins = int(np.clip(2 * len(y) ** (1 / 3), 5, BINS))  # Rice's rule
     if whole and high - low < BARS:
         edges = np.arange(np.floor(low), np.ceil(high) + 2) - 0.5
     else:
-        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+        edges = np.linspace(low, high if high > low else low + 1, bins + 1)
     inside = np.clip(replicated, edges[0], edges[-1])  # what lies beyond counts in the last bin
     counts = np.stack([np.histogram(one, edges)[0] for one in inside])
     for (p, q), alpha in zip(LEVELS, (0.25, 0.3), strict=True):
@@ -127,11 +131,11 @@ def _each(axes: Axes, y: Array, replicated: Array) -> None:
     """Every datum against its own predictions."""
     low, middle, high = np.quantile(replicated, [0.05, 0.5, 0.95], axis=0)
     within = float(((low <= y) & (y <= high)).mean())
-    shown = np.unique(np.linspace(0, len(y) - 1, min(len(y), RASTER)).astype(int))
-    axes.vlines(middle[shown], low[shown], high[shown], color=FITTED, alpha=0.35, linewidth=1, rasterized=len(shown) > 500)
+    shown = np.unique(np.linspace(0, len(y) - 1, min(len(y), SHOWN)).astype(int))
+    axes.vlines(middle[shown], low[shown], high[shown], color=FITTED, alpha=0.35, linewidth=1, label="90% of a datum's predictions")
     size = 4 if len(shown) <= 300 else 2
-    axes.plot(middle[shown], y[shown], "o", color=SEEN, markersize=size, alpha=0.7, markeredgewidth=0, rasterized=len(shown) > 500)
+    axes.plot(middle[shown], y[shown], "o", color=SEEN, markersize=size, alpha=0.7, markeredgewidth=0)
     axes.set_xlabel("median of its predictions")
-    axes.set_ylabel("datum, and 90% of its predictions")
+    axes.set_ylabel("datum")
     axes.set_title(f"{within:.0%} of {len(y):,} data lie in their 90%", fontsize="medium")
     bare(axes)

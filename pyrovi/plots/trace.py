@@ -21,8 +21,8 @@ __all__ = ["POINTS", "elbo"]
 POINTS = 800
 """Steps drawn of a trace: as many as a panel can show."""
 
-NEAR = 8.0
-"""How many times its best rungs' distance from the log evidence, or nats at least, a rung may lie below and still be in sight."""
+NEAR = 6.0
+"""How many times as far below the top as the nearest rung another may lie, 2 nats at least, and still be in sight."""
 
 
 def elbo(fit: Fit, exact: ExactPosterior | Any | None = None) -> Figure:
@@ -101,8 +101,7 @@ def _rungs(fit: Fit, truth: float | None) -> Figure:
     level = truth if truth is not None else evidence.value if evidence is not None and math.isfinite(evidence.value) else None
     finite = values[np.isfinite(values)]
     top = max([*finite, *([] if level is None else [level])], default=0.0)
-    near = sorted(top - finite)[: max(1, (len(finite) + 1) // 2)]
-    floor = top - NEAR * max(0.5, near[-1] if near else 0.5)
+    floor = top - max(2.0, NEAR * min(top - finite, default=0.0))
     figure = Figure(figsize=(9, 3), layout="constrained")
     axes = figure.subplots()
     seen, at = np.isfinite(values) & (values >= floor), np.arange(len(values))

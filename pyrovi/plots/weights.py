@@ -94,18 +94,21 @@ def _local(fit: Fit, seed: int | None) -> Array | None:
 
 def _tail(ratio: Array, weights: Weights) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     finite = ratio[np.isfinite(ratio)]
-    low, high = np.quantile(finite, [0.005, 1.0])
+    low, first, third, high = np.quantile(finite, [0.005, 0.25, 0.75, 1.0])
+    low = max(low, first - 8 * (third - first))  # a guide wider than the posterior has draws at −1e9
     pad = 0.05 * (high - low) or 0.5
     left.hist(finite, bins=40, range=(low - pad, high + pad), color=FITTED, alpha=0.5, density=True, label="draws from q")
     mean = float(finite.mean()) if len(finite) == len(ratio) else -math.inf
     if low - pad < mean:
         left.axvline(mean, color=FITTED, label=f"ELBO {mean:,.2f}")
-    left.axvline(weights.log_mean, color=REFERENCE, linestyle="--", label=f"log evidence {weights.log_mean:,.2f}")
+    left.axvline(weights.log_mean, color=REFERENCE, linestyle="--", label=f"log of the mean weight {weights.log_mean:,.2f}")
     left.set(yticks=[], xlabel="log weight (nats)")
+    left.xaxis.set_major_locator(MaxNLocator(5))
     left.ticklabel_format(axis="x", useOffset=False, scilimits=(-4, 7))
     bare(left, "left")
     # A weight in units of their mean; a draw without a finite ratio has none.
@@ -117,20 +120,19 @@ def _tail(ratio: Array, weights: Weights) -> Figure:
     x = np.exp(raw[:kept])
     right.plot(x, share, ".", color=FITTED, markersize=size, rasterized=kept > RASTER, label="draws from q")
     if math.isfinite(weights.khat):
-        right.plot(np.exp(smooth[:tail]), share[:tail], color=REFERENCE, label="generalized Pareto, fitted to the tail")
+        right.plot(np.exp(smooth[:tail]), share[:tail], color=REFERENCE, label="generalized Pareto")
     right.set(xscale="log", yscale="log", xlabel="weight, in mean weights", ylabel="share of draws above")
     bare(right)
-    figure.legend(*legend([left, right]), loc="outside upper left", ncols=4, frameon=False)
-    figure.suptitle(_said(weights), fontsize="medium")
+    left.set_title(f"{weights.ess:,.0f} effective of {weights.draws:,} draws", fontsize="medium")
+    right.set_title(_said(weights), fontsize="medium")
+    figure.legend(*legend([left, right]), loc="outside upper left", ncols=4, columnspacing=1.4, frameon=False)
     return figure
 
 
 def _said(w: Weights) -> str:
     if w.khat == -math.inf:
-        shape = "the weights are all but equal"
-    else:
-        shape = f"k-hat {w.khat:.2f} ± {w.khat_se:.2f}, threshold {w.threshold:.2f}"
-    return f"{shape}; {w.ess:,.0f} effective of {w.draws:,} draws"
+        return "the weights are all but equal"
+    return f"k-hat {w.khat:.2f} ± {w.khat_se:.2f}, threshold {w.threshold:.2f}"
 
 
 def _by_datum(khat: Array, good: float, what: str) -> Figure:
@@ -140,7 +142,7 @@ def _by_datum(khat: Array, good: float, what: str) -> Figure:
     axes = figure.subplots()
     _khats(axes, khat, good)
     above = int((khat > good).sum())
-    figure.suptitle(f"k-hat of {len(khat):,} data, {what}: {above:,} above the threshold of {good:.2f}", fontsize="medium")
+    axes.set_title(f"k-hat of {len(khat):,} data, {what}: {above:,} above the threshold of {good:.2f}", fontsize="medium")
     figure.legend(*legend([axes]), loc="outside upper left", ncols=3, frameon=False)
     return figure
 
