@@ -206,7 +206,7 @@ def _automatic(given: dict[str, Any]) -> Fit:
             dtype=as_dtype(dtype) if dtype is not None else None,
             device=_device(given["device"]),
             progress=given["progress"],
-            versions=_versions(),
+            versions=installed(),
         )
     except NotAutomatic as why:
         try:
@@ -343,7 +343,7 @@ def run(
                     "dtype": str(dtype).removeprefix("torch."),
                     "device": str(device),
                 },
-                versions=_versions(),
+                versions=installed(),
                 seconds=time.perf_counter() - began,
                 seeds=seeds,
                 stacked=stacked,
@@ -385,7 +385,7 @@ def _deterministic(
         dtype=as_dtype(dtype) if dtype is not None else None,
         device=_device(device),
         progress=progress,
-        versions=_versions(),
+        versions=installed(),
         engine=engine,
         others=others,
     )
@@ -430,7 +430,8 @@ def _as_list(callbacks: Any) -> list[Callback]:
     return chosen
 
 
-def _versions() -> dict[str, str]:
+def installed() -> dict[str, str]:
+    """The versions of Python, pyrovi and what it rests on."""
     names = ("pyrovi", "pyro-ppl", "torch", "numpy", "arviz")
     return {
         "python": platform.python_version(),
