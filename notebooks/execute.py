@@ -53,10 +53,11 @@ def plain(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
 
 
 def passing(output: Any) -> bool:
-    """Whether an output is a progress bar, or a message for whoever watches."""
+    """Whether an output is a progress bar, emptied or not, or a message for whoever watches."""
     if output.output_type == "stream":
         return bool(output.name == "stderr")
-    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+    data = output.get("data", {})
+    return "application/vnd.jupyter.widget-view+json" in data or not any(data.values())
 
 
 def main() -> None:

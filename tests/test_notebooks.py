@@ -1,4 +1,4 @@
-"""The notebooks: what is committed is what the sources say, executed; and the sources run, at a small size, with warnings as errors."""
+"""The notebooks: what is committed is what the sources say, executed; the sources run at a small size, with warnings as errors."""
 
 import base64
 import functools
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
-SOURCES = sorted(path for path in NOTEBOOKS.glob("*.py") if path.stem not in ("execute", "fading_prior"))
+SOURCES = sorted(path for path in NOTEBOOKS.glob("*.py") if path.stem != "execute")
 LARGEST = 1_500_000
 MACHINE = re.compile(r"/(home|tmp|root|work|Users|private|opt|usr)/|[A-Z]:\\\\|\.venv|site-packages|0x[0-9a-f]{6,}")
 """Paths of a machine, and addresses in its memory."""
@@ -86,8 +86,10 @@ def test_progress_bars_and_timings_are_left_out():
     execute = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(execute)
     bar = new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1f"}, "text/plain": "fit: 0%"})
+    emptied = new_output("display_data", {"text/html": "", "text/plain": ""})
     kept = new_output("stream", name="stdout", text="kept")
-    cell = new_code_cell("1", outputs=[new_output("stream", name="stderr", text="fit: 10%"), bar, kept], metadata={"execution": {}})
+    warned = new_output("stream", name="stderr", text="fit: 10%")
+    cell = new_code_cell("1", outputs=[warned, bar, emptied, kept], metadata={"execution": {}})
     found = execute.plain(new_notebook(cells=[cell], metadata={"widgets": {}}), "name")
     assert found.cells[0].outputs == [kept]
     assert found.cells[0].metadata == {}
@@ -108,6 +110,16 @@ def small(monkeypatch):
     yield
     pyplot.close("all")
     matplotlib.use(before)
+
+
+def test_the_priors_pull_fades():
+    """As executed in full: the prior's share in the fitted image is 2/(2 + m), and no mean is off by 0.15 posterior sds."""
+    (table,) = [output for output in outputs(executed(NOTEBOOKS / "d2_jax.py")) if "prior's share, fitted" in text_of(output)]
+    rows = [line.split() for line in table["data"]["text/plain"][2:]]
+    for m, _, fitted, error, _ in rows:
+        assert abs(float(fitted) - 2 / (2 + int(m))) < 0.01
+        assert float(error) < 0.15
+    assert [row[0] for row in rows] == ["1", "2", "5", "20", "178"]
 
 
 @pytest.mark.slow
