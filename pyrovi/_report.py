@@ -1,52 +1,61 @@
-"""`report`: one HTML page about a fit, whole in itself."""
+"""`report`: one HTML page about a fit, or about several side by side, whole in itself."""
 
 from __future__ import annotations
 
-import io
-import math
 import os
-import re
-import shlex
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pyrovi import _arviz, export, plots
-from pyrovi._compare import compare
 from pyrovi._exact import ExactPosterior
+from pyrovi._loo import Loo
 from pyrovi._typing import Path
-from pyrovi.errors import RunFolderError
+from pyrovi.errors import RunFolderError, SettingsError
+from pyrovi.page import render
 from pyrovi.result import Fit
+from pyrovi.sections import sections
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+    from pyrovi._calibrate import Calibration
 
 __all__ = ["report"]
 
-COMPARED = {"mean": ",", "mean_ref": ",", "error": "+z.3f", "sd": ",", "sd_ref": ",", "sd_ratio": ".3f"}
-"""The comparison's columns on the page; `,` is four significant digits."""
 
-COMPARE_DRAWS = 10_000
-ROWS = 2_000
-"""Rows of a table, about 200 bytes each: more would be slow to open and are read from the Fit anyway."""
+def report(
+    fit: Fit | Mapping[str, Fit] | Sequence[Fit],
+    path: Path,
+    *,
+    exact: ExactPosterior | None = None,
+    reference: Any | None = None,
+    calibration: Calibration | None = None,
+    loo: Loo | None = None,
+    check: bool = False,
+    draws: int = 1_000,
+    overwrite: bool = True,
+) -> FilePath:
+    """Write a page about a fit: verdict and evidence, the exact posterior beside it, figures, and how to have it again.
 
+    The page makes no request. Its only script sorts tables, and it reads as well without; figures are inline SVG. It reads well on
+    a dark screen and on paper. Written beside its final place and moved there whole, so that a failure leaves an older page as it
+    was. A section that cannot be computed says why in a sentence.
 
-def report(fit: Fit, path: Path, *, exact: ExactPosterior | None = None, draws: int = 1_000, overwrite: bool = True) -> FilePath:
-    """Write a page about a fit: its status, how far it is from the exact posterior, figures, summary and settings.
-
-    The page makes no request and runs no script: figures are inline SVG. It reads well on a dark screen and on paper.
-    Written beside its final place and moved there whole, so that a failure leaves an older page as it was.
+    Given several fits, of one model and its data, the page sets them side by side: levels, ELBO, k-hat, leave-one-out, time, and
+    means and sds by variable.
 
     Args:
-        fit: The fit. One loaded without its model is reported from its stored draws.
+        fit: The fit. One loaded without its model is reported from its stored draws. For several, a mapping from names to fits, or
+            a sequence, which is named by recipe or guide.
         path: The file to write; folders on the way are made.
         exact: The exact posterior to hold q against; a point estimate is held against its means only.
+        reference: What to hold q against where there is no exact posterior: the container that `pyrovi.nuts` gives, or any other
+            that ArviZ reads.
+        calibration: By `pyrovi.calibrate`, to show too; of one fit.
+        loo: By `pyrovi.loo`, to show; computed when None, if the data are at most 2,000; of one fit.
+        check: Whether a fit without a verdict is given one by `pyrovi.check`, which takes from seconds to minutes. With `exact` it
+            has one in any case, by that.
         draws: Draws for the figures and the summary; 1,000 put a Monte Carlo error of 3% of an sd on a mean. The
             comparison takes 10,000 of its own, or all that are stored.
         overwrite: Whether a file that is there is replaced: a page can be made again from its fit.
@@ -56,13 +65,31 @@ def report(fit: Fit, path: Path, *, exact: ExactPosterior | None = None, draws: 
 
     Raises:
         RunFolderError: The file exists and `overwrite` is False, or cannot be written.
+        SettingsError: There is no fit, or what is given for one is not a `Fit`.
         PyroviError: The fit and `exact` have no variable in common, or one of another shape.
     """
+    fits = _named(fit)
     target = FilePath(path)
     if not overwrite and target.exists():
         raise RunFolderError(f"report {target} exists already; name another, or pass overwrite=True")
     with np.errstate(all="ignore"):  # a diverged fit overflows; its page shows inf and nan as they are
-        page = _page(fit, target, exact, draws)
+        if len(fits) > 1:
+            from pyrovi.side_by_side import side_by_side
+
+            content = side_by_side(fits, exact=exact, reference=reference, checked=check, draws=draws)
+            page = render("comparison.html", **content)
+        else:
+            content = sections(
+                next(iter(fits.values())),
+                exact=exact,
+                reference=reference,
+                calibration=calibration,
+                left_out=loo,
+                checked=check,
+                draws=draws,
+            )
+            folder = str(target.parent) if (target.parent / "fit.json").is_file() else None
+            page = render("report.html", **content, folder=folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
@@ -74,96 +101,26 @@ def report(fit: Fit, path: Path, *, exact: ExactPosterior | None = None, draws: 
     return target
 
 
-def _page(fit: Fit, target: FilePath, exact: ExactPosterior | None, draws: int) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    point, values = fit.point_estimate, fit.posterior_arrays(draws)
-    draws = max(map(len, values.values()), default=0)
-    names, stepped = _first(values), fit.settings.get("method") != "auto"
-    run = target.parent / "fit.json"
-    environment = Environment(
-        loader=PackageLoader("pyrovi"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"repr": repr, "quote": shlex.quote}
-    environment.filters["counted"] = lambda n, noun: f"{n:,} {noun}{'' if n == 1 else 's'}"
-    return environment.get_template("report.html").render(
-        fit=fit,
-        steps=fit.elbo.shape[-1],
-        variables={name: value.shape[1:] for name, value in values.items()},
-        draws=draws,
-        point=point,
-        comparison=_comparison(fit, exact, point, draws) if exact is not None and values else None,
-        ends=(fit.best_elbo[0], fit.best_elbo[-100:].mean()) if fit.elbo.size else None,
-        trace=_svg("elbo", lambda: plots.elbo(fit, None if point else exact)) if fit.elbo.size and stepped else None,
-        densities=_svg("posterior", lambda: plots.posterior(fit, exact, draws=draws)) if values and not point else None,
-        exact=exact,
-        summary=_summary(fit, {name: values[name] for name in names}, point) if names else None,
-        not_summarised=[name for name in values if name not in names],
-        folder=str(target.parent) if run.is_file() else None,
-    )
+def _named(given: Any) -> dict[str, Fit]:
+    """Fits by name."""
+    if isinstance(given, Fit):
+        return {"fit": given}
+    if not isinstance(given, Mapping | Sequence) or isinstance(given, str) or not given:
+        raise SettingsError(f"report takes a Fit, or several by name, as in {{'mean-field': fit}}; got {given!r:.60}")
+    if not isinstance(given, Mapping):
+        if not all(isinstance(one, Fit) for one in given):
+            raise SettingsError("report takes fits; load a run folder first, by pyrovi.load")
+        names = [_name(one) for one in given]
+        again = {name for name in names if names.count(name) > 1}
+        given = {f"{name} ({i})" if name in again else name: one for i, (name, one) in enumerate(zip(names, given, strict=True), 1)}
+    if odd := [name for name, one in given.items() if not isinstance(one, Fit)]:
+        raise SettingsError(f"{odd[0]!r} is not a Fit; load a run folder first, by pyrovi.load")
+    return {str(name): one for name, one in given.items()}
 
 
-def _first(values: Mapping[str, NDArray[np.float64]]) -> list[str]:
-    """The variables that fit in a table, in the model's order."""
-    names, rows = [], 0
-    for name, value in values.items():
-        if rows + value[0].size <= ROWS:
-            names.append(name)
-            rows += value[0].size
-    return names
-
-
-def _summary(fit: Fit, values: Mapping[str, NDArray[np.float64]], point: bool) -> dict[str, Any]:
-    """What `fit.summary()` has, from draws at hand: a container of the whole fit holds as many numbers as draws times data."""
-    if fit.problem is None:
-        return _table(export.summary(fit.stored, point_estimate=point, var_names=list(values)), {})
-    posterior = export.dataset({name: value[None] for name, value in values.items()}, {}, {})
-    return _table(export.summary(_arviz.container({"posterior": posterior}, {}), point_estimate=point), {})
-
-
-def _comparison(fit: Fit, exact: ExactPosterior, point: bool, stored: int) -> dict[str, Any]:
-    table = compare(fit, exact, draws=COMPARE_DRAWS)
-    error = table["error"].abs().fillna(math.inf)
-    return {
-        **{name: table.attrs.get(name) for name in ("kl", "log_evidence", "elbo")},  # a point has none
-        "draws": COMPARE_DRAWS if fit.problem is not None else stored,
-        "worst": error.idxmax(),
-        "error": error.max(),
-        "ratios": (table["sd_ratio"].min(), table["sd_ratio"].max()),
-        "rows": len(table),
-        "table": _table(table[["mean", "mean_ref", "error"] if point else list(COMPARED)].head(ROWS), COMPARED),
-    }
-
-
-def _table(frame: pd.DataFrame, formats: Mapping[str, str]) -> dict[str, Any]:
-    cells = zip(*([_number(value, formats.get(str(name), ",")) for value in frame[name]] for name in frame), strict=True)
-    return {"columns": list(frame), "rows": list(zip(frame.index, cells, strict=True))}
-
-
-def _number(value: float, form: str = ",") -> str:
-    value = float(value)
-    if form != "," or not math.isfinite(value) or value == 0:
-        return f"{value:{form}}"
-    size = math.floor(math.log10(abs(value)))
-    return f"{value:,.{max(0, 3 - size)}f}" if -4 <= size < 7 else f"{value:.3e}"
-
-
-def _svg(name: str, make: Callable[[], Figure]) -> dict[str, Any]:
-    """A figure as SVG for use inside a page: its colours are the page's, its text is text, and nothing in it has an address."""
-    import matplotlib
-    import matplotlib.style
-    from markupsafe import Markup
-
-    # The salt makes the ids in a figure the same in every run, and other than those of the page's other figure.
-    ours = {"svg.fonttype": "none", "svg.hashsalt": name, "axes.facecolor": "none"}
-    buffer = io.StringIO()
-    with matplotlib.style.context(["default", ours]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the browser has a font for it
-        figure = make()
-        figure.savefig(buffer, format="svg", facecolor="none", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # "axes_1" stands in every figure; nothing refers to it
-    for colour, role in (("#000000", "--ink"), (plots.FITTED, "--fitted"), (plots.REFERENCE, "--reference")):
-        svg = svg.replace(f": {colour}", f": var({role})")
-    return {"svg": Markup(svg), "note": figure.get_supxlabel()}
+def _name(fit: Fit) -> str:
+    if fit.settings.get("method") == "auto":
+        return "without settings"
+    if fit.settings.get("method") == "deterministic":
+        return f"{fit.settings['guide_options']['family']}, deterministic"
+    return str(fit.settings["guide"])

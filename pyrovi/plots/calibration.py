@@ -36,7 +36,7 @@ def calibration(found: Calibration, var_names: Sequence[str] | None = None, *, m
     panels = [(name, int(element)) for name, shown in chosen.items() for element in shown]
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(9 if columns > 1 else 5, 0.9 + 1.9 * rows), layout="constrained")
+    figure = Figure(figsize=(9 if columns > 1 else 6.5, 0.9 + 1.9 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     null = found.null
     x, (low, high) = null.expected, null.band

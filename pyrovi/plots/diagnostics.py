@@ -18,7 +18,7 @@ from pyrovi.result import Fit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["TAIL", "draws_of", "elements", "label", "posterior", "spread_of", "spread_out"]
+__all__ = ["TAIL", "called", "draws_of", "elements", "label", "posterior", "spread_of", "spread_out"]
 
 GRID = 300
 """Points of a density curve: as many as a panel can show."""
@@ -70,7 +70,7 @@ def posterior(
         x, density = _curves(flat if beside is None else np.concatenate([flat, beside]), marginal, shape, shown)
         for i, element in enumerate(shown):
             axes = next(grid)
-            top = histogram(axes, flat[:, i], x[0, i], x[-1, i])
+            top = histogram(axes, flat[:, i], x[0, i], x[-1, i], called(fit))
             if beside is not None:
                 height, edges = np.histogram(beside[:, i], BINS, (x[0, i], x[-1, i]))
                 height = height / (len(beside) * np.diff(edges))
@@ -100,6 +100,13 @@ def spread_of(fit: Fit, draws: int) -> dict[str, NDArray[np.float64]]:
     if fit.point_estimate:
         raise PyroviError("the fit is a point estimate, or has no latent variable: it has no spread to plot")
     return fit.posterior_arrays(draws)
+
+
+def called(fit: Fit) -> str:
+    """What the draws are that a fit gives."""
+    if fit.sample is None:
+        return "draws from q"
+    return "draws from q, weighted" if fit.sample.weights is not None else "draws moved to the posterior"
 
 
 def draws_of(reference: Any) -> dict[str, NDArray[np.float64]]:

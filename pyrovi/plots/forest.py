@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pyrovi._exact import ExactPosterior
 from pyrovi.errors import SettingsError
-from pyrovi.plots.diagnostics import draws_of, elements, label, spread_of, spread_out
+from pyrovi.plots.diagnostics import called, draws_of, elements, label, spread_of, spread_out
 from pyrovi.plots.style import MARKERS, REFERENCE, SEVERAL, bare, legend
 from pyrovi.result import Fit
 
@@ -55,7 +55,7 @@ def forest(
     """
     from matplotlib.figure import Figure
 
-    several = dict(fits) if isinstance(fits, Mapping) else {"draws from q": fits}
+    several = dict(fits) if isinstance(fits, Mapping) else {called(fits): fits}
     if not several:
         raise SettingsError("forest needs at least one fit")
     samples = {name: spread_of(fit, draws) for name, fit in several.items()}

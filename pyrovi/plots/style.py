@@ -97,10 +97,10 @@ def bare(axes: Axes, *sides: str) -> None:
     axes.spines[["top", "right", *sides]].set_visible(False)
 
 
-def histogram(axes: Axes, draws: NDArray[Any], low: float, high: float) -> float:
-    """Bars of draws from q between two ends; how high the highest is."""
+def histogram(axes: Axes, draws: NDArray[Any], low: float, high: float, name: str = "draws from q") -> float:
+    """Bars of draws between two ends; how high the highest is."""
     height, edges = np.histogram(draws, BINS, (low, high))
     # A share of all draws, those beyond the panel included: a density that a curve can be held against.
     height = height / (len(draws) * np.diff(edges))
-    axes.stairs(height, edges, fill=True, color=FITTED, alpha=0.5, label="draws from q")
+    axes.stairs(height, edges, fill=True, color=FITTED, alpha=0.5, label=name)
     return float(height.max())

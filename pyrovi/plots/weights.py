@@ -32,6 +32,9 @@ LOCAL_DRAWS, MOST_DATA, LOCAL_SCALARS = 2_000, 200, 50_000_000
 SHOWN = 1e-3
 """Weights below which a draw is left out of the tail, in shares of the mean weight."""
 
+DOTS = 600
+"""Points of a tail, evenly spread on its logarithmic axis."""
+
 Array = NDArray[np.float64]
 
 
@@ -115,12 +118,12 @@ def _tail(ratio: Array, weights: Weights) -> Figure:
     raw, smooth = (np.sort(values)[::-1] for values in (ratio - weights.log_mean, weights.log_weights + math.log(weights.draws)))
     kept = int((raw > math.log(SHOWN)).sum())
     share = np.arange(1, kept + 1) / len(ratio)
+    dots = np.unique(np.geomspace(1, max(kept, 1), DOTS).astype(int)) - 1
     tail = min(kept, math.ceil(min(len(ratio) / 5, 3 * math.sqrt(len(ratio)))))
-    size = 4 if kept <= RASTER else 2.5
-    x = np.exp(raw[:kept])
-    right.plot(x, share, ".", color=FITTED, markersize=size, rasterized=kept > RASTER, label="draws from q")
+    right.plot(np.exp(raw[dots]), share[dots], ".", color=FITTED, markersize=4, label="draws from q")
     if math.isfinite(weights.khat):
-        right.plot(np.exp(smooth[:tail]), share[:tail], color=REFERENCE, label="generalized Pareto")
+        drawn = np.flatnonzero(smooth[:tail] < smooth[0])  # the largest weights are cut off at the largest raw one
+        right.plot(np.exp(smooth[drawn]), share[drawn], color=REFERENCE, label="generalized Pareto")
     right.set(xscale="log", yscale="log", xlabel="weight, in mean weights", ylabel="share of draws above")
     bare(right)
     left.set_title(f"{weights.ess:,.0f} effective of {weights.draws:,} draws", fontsize="medium")
