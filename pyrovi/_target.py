@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 import sys
 import zipfile
@@ -11,7 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +18,7 @@ import pyrovi
 from pyrovi.errors import DataError, GuideError, ModelError, SettingsError, nearest
 from pyrovi.guides.auto import GUIDES
 
-__all__ = ["OWN", "pairs", "program", "read"]
+__all__ = ["OWN", "Target", "aimed", "pairs", "read"]
 
 OWN = "__model__"
 """What the user's file is called as a module: like `__main__`, a name that no other module has."""
@@ -49,31 +48,52 @@ def _recipe_data(recipe: pyrovi.Recipe, data: Mapping[str, Any] | None, argument
     return {**recipe.load(**options), **rest} if arguments else None
 
 
-def program(
-    target: str, guide: str | None, data: Mapping[str, Any] | None, arguments: Mapping[str, Any]
-) -> tuple[str, Callable[..., pyrovi.Fit]]:
-    """A name for the run, and the function from settings to the fit."""
+class Target(NamedTuple):
+    """What the command is pointed at."""
+
+    name: str
+    """For the run folder."""
+    model: Any
+    guide: Any
+    data: dict[str, Any] | None
+    recipe: pyrovi.Recipe | None = None
+
+    def fit(self, **settings: Any) -> pyrovi.Fit:
+        """Fit it, a recipe with its own settings where none are given."""
+        if self.recipe is not None:
+            return self.recipe.fit(self.data, self.guide, **settings)
+        return pyrovi.fit(self.model, self.guide or "auto", self.data, **settings)
+
+    def calibrate(self, **settings: Any) -> pyrovi.Calibration:
+        """Calibrate the fits of it; where no guide is named, a recipe's own, or independent Normals."""
+        if self.recipe is not None:
+            data, own = self.recipe.load() if self.data is None else self.data, dict(self.recipe.settings)
+            return pyrovi.calibrate(self.model, self.guide or self.recipe.guide, data, **{**own, **settings})
+        return pyrovi.calibrate(self.model, self.guide or "normal", self.data, **settings)
+
+
+def aimed(target: str, guide: str | None, data: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Target:
+    """What a target on the command line stands for: a recipe, or a model in a file."""
     file, colon, name = target.rpartition(":")
     if not colon and not target.endswith(".py"):
         recipe = pyrovi.recipe(target)
-        return target, functools.partial(recipe.fit, _recipe_data(recipe, data, arguments), guide)
+        return Target(target, recipe.model, guide, _recipe_data(recipe, data, arguments), recipe)
     path = Path(file if colon else target)
     if path.suffix != ".py" or not path.is_file():
         raise ModelError(f"there is no Python file {str(path)!r}; give FILE.py:MODEL, or a recipe that `pyrovi list` names")
     own = _import(path)
-    programs = [
-        key for key, value in own.items() if callable(value) and getattr(value, "__module__", None) == OWN and key != "load"
-    ]
+    functions = [key for key, value in own.items() if callable(value) and getattr(value, "__module__", None) == OWN]
+    programs = [key for key in functions if key != "load"]
     if not colon:
         raise ModelError(f"say which model in {str(path)!r}, as in {path}:{programs[0] if programs else 'model'}")
     if name not in own:
         raise ModelError(f"{str(path)!r} has no model {name!r}; {nearest(name, programs)}")
     if guide is not None and guide not in {*own, *GUIDES, "auto"}:
         raise GuideError(f"{str(path)!r} has no guide {guide!r}, nor is that a known name; {nearest(guide, [*programs, *GUIDES])}")
-    chosen = own.get(guide, guide) if guide is not None else "auto"
-    if data is None and inspect.isfunction(own.get("load")) and own["load"].__module__ == OWN and name != "load":
+    if data is None and "load" in functions and name != "load":
         data, arguments = _loaded(own["load"], path, arguments)
-    return f"{path.stem}-{name}", functools.partial(pyrovi.fit, own[name], chosen, {**(data or {}), **arguments} or None)
+    chosen = own.get(guide, guide) if guide is not None else None
+    return Target(f"{path.stem}-{name}", own[name], chosen, {**(data or {}), **arguments} or None)
 
 
 def _loaded(load: Callable[..., Any], path: Path, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

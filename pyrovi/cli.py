@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 import sys
-import traceback
-from collections.abc import Mapping
-from contextlib import nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
 import pyrovi
-from pyrovi._fit import METHODS
+from pyrovi import _completion as completion
+from pyrovi._fit import METHODS, installed
 from pyrovi._new import write_start
-from pyrovi._target import OWN, pairs, program, read
+from pyrovi._target import aimed, pairs, read
+from pyrovi._terminal import (
+    console,
+    line_of,
+    print_comparison,
+    print_json,
+    print_plain,
+    print_status,
+    print_summary,
+    print_verdict,
+    sentence,
+)
 from pyrovi.engine import ENGINES
 from pyrovi.errors import PyroviError, RunFolderError, SettingsError
 from pyrovi.gradients import GRADIENTS
@@ -31,16 +37,11 @@ from pyrovi.optim import OPTIMIZERS, SCHEDULES
 from pyrovi.restarts import RESTARTS
 from pyrovi.runs import REPORT, check_folder, keep_verdict
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 __all__ = ["app", "main"]
 
-WIDTH, ROWS = 80, 12
-"""Of what is printed where there is no terminal to ask, and of a table."""
-COMPARED = ["mean", "mean_ref", "error", "sd", "sd_ref", "sd_ratio"]
 EXIT_CODES = {"diverged": 3, "interrupted": 130}
 LEVEL_CODES = {"trust": 0, "reweight": 10, "enrich": 11, "sample": 12}
+UNCALIBRATED = 13
 
 
 class _Commands(TyperGroup):
@@ -51,21 +52,48 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except BrokenPipeError:  # `pyrovi list | head -1` is no mistake
             raise
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted: nothing was finished, so nothing is kept", err=True)
+            raise typer.Exit(EXIT_CODES["interrupted"]) from error
         except (Exception, SystemExit) as error:
-            sentence = _sentence(error)
-            if sentence is None:
+            told = sentence(error)
+            if told is None:
                 raise
-            typer.echo(f"error: {sentence}", err=True)
+            typer.echo(f"error: {told}", err=True)
             raise typer.Exit(2) from error
 
 
-app = typer.Typer(
-    cls=_Commands, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_show_locals=False
-)
+app = typer.Typer(cls=_Commands, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
 tuning = functools.partial(typer.Option, rich_help_panel="Optimisation")
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `pyrovi fit` leaves it.", show_default=False)]
-Target = Annotated[str, typer.Argument(metavar="NAME|FILE.py:MODEL", help="A recipe, or a model in a file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run folder, as `pyrovi fit` leaves it.", show_default=False, autocompletion=completion.runs
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME|FILE.py:MODEL", help="A recipe, or a model in a file.", show_default=False, autocompletion=completion.targets
+    ),
+]
+Guide = Annotated[
+    str | None,
+    typer.Option(help=f"{', '.join(GUIDES)}, or a guide function of FILE.", autocompletion=completion.guides),
+]
+DataFile = Annotated[Path | None, typer.Option(help="The model's arguments: arrays of an .npz or columns of a .csv file.")]
+Arguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE", help="An argument of the data's load, or of the model, as in latent=20; repeat it for more."
+    ),
+]
+GuideOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="What the named guide takes, as in components=3; repeat it for more."),
+]
 
 
 def main() -> None:
@@ -75,13 +103,17 @@ def main() -> None:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"pyrovi {pyrovi.__version__}")
+        for name, version in sorted(installed().items(), key=lambda pair: pair[0] != "pyrovi"):
+            typer.echo(f"{name} {version}")
         raise typer.Exit
 
 
 @app.callback(epilog="Example: [bold]pyrovi fit normal_mean[/bold]")
 def _pyrovi(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the versions of pyrovi and of what it rests on."),
+    ] = False,
 ) -> None:
     """Variational inference on Pyro: fit a model, compare it with the exact posterior, write a page about it."""
 
@@ -92,14 +124,9 @@ def list_recipes(as_json: AsJson = False) -> None:
     columns = ("name", "title", "document", "guide", "exact")
     rows = [(r.name, r.title, r.document, _guide_name(r.guide), r.exact is not None) for r in pyrovi.recipes.values()]
     if as_json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
-    table = Table(box=None)
-    for column in columns:
-        table.add_column(column, no_wrap=column == "name")
-    for *words, exact in rows:
-        table.add_row(*map(str, words), "yes" if exact else "no")
-    _console().print(table)
+    print_plain([[*words, "yes" if exact else "no"] for *words, exact in rows], columns)
 
 
 @app.command(
@@ -109,38 +136,36 @@ def list_recipes(as_json: AsJson = False) -> None:
 )
 def fit_target(
     target: Target,
-    guide: Annotated[str | None, typer.Option(help=f"{', '.join(GUIDES)}, or a guide function of FILE.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The model's arguments: arrays of an .npz or columns of a .csv file.")] = None,
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="An argument of the recipe's data, or of the model, as in latent=20; repeat it for more."
-        ),
-    ] = None,
-    guide_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="What the named guide takes, as in components=3; repeat it for more."),
-    ] = None,
-    method: Annotated[str | None, tuning(help=f"{', '.join(METHODS)}.")] = None,
-    objective: Annotated[str | None, tuning(help=f"{', '.join(OBJECTIVES)}.")] = None,
-    gradient: Annotated[str | None, tuning(help=f"{', '.join(GRADIENTS)}.")] = None,
+    guide: Guide = None,
+    data: DataFile = None,
+    arg: Arguments = None,
+    guide_option: GuideOptions = None,
+    method: Annotated[str | None, tuning(help=f"{', '.join(METHODS)}.", autocompletion=completion.names(METHODS))] = None,
+    objective: Annotated[str | None, tuning(help=f"{', '.join(OBJECTIVES)}.", autocompletion=completion.names(OBJECTIVES))] = None,
+    gradient: Annotated[str | None, tuning(help=f"{', '.join(GRADIENTS)}.", autocompletion=completion.names(GRADIENTS))] = None,
     kl_weight: Annotated[float | None, tuning(help="A weight on the KL part of the ELBO.")] = None,
     kl_annealing: Annotated[int | None, tuning(help="Steps over which that weight rises from 0.")] = None,
     steps: Annotated[int | None, tuning(help="The largest number of steps.")] = None,
     epochs: Annotated[int | None, tuning(help="The same as passes over the data.")] = None,
     particles: Annotated[int | None, tuning(help="Draws a step for the gradient.")] = None,
     lr: Annotated[float | None, tuning(help="The learning rate.")] = None,
-    optimizer: Annotated[str | None, tuning(help=f"{', '.join(OPTIMIZERS)}.")] = None,
-    schedule: Annotated[str | None, tuning(help=f"Of the learning rate: {', '.join(SCHEDULES)}.")] = None,
+    optimizer: Annotated[str | None, tuning(help=f"{', '.join(OPTIMIZERS)}.", autocompletion=completion.names(OPTIMIZERS))] = None,
+    schedule: Annotated[
+        str | None, tuning(help=f"Of the learning rate: {', '.join(SCHEDULES)}.", autocompletion=completion.names(SCHEDULES))
+    ] = None,
     batch_size: Annotated[int | None, tuning(help="Rows of the data a step.")] = None,
-    engine: Annotated[str | None, tuning(help=f"What takes the steps: {', '.join(ENGINES)}.")] = None,
+    engine: Annotated[
+        str | None, tuning(help=f"What takes the steps: {', '.join(ENGINES)}.", autocompletion=completion.names(ENGINES))
+    ] = None,
     restarts: Annotated[int | None, tuning(help="Independent fits, of which the best is kept.")] = None,
     seed: Annotated[int | None, tuning(help="The same seed gives the same fit.")] = None,
-    dtype: Annotated[str | None, tuning(help="float32 or float64.")] = None,
+    dtype: Annotated[
+        str | None, tuning(help="float32 or float64.", autocompletion=completion.names(["float32", "float64"]))
+    ] = None,
     device: Annotated[str | None, tuning(help="Where to run, as in cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME, or the next free one, when not given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress; print the run folder only.")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a recipe, or a model of your own, and leave a run folder.
@@ -160,35 +185,48 @@ def fit_target(
     if guide_option:
         settings["guide_options"] = pairs("--guide-option", guide_option)
     arguments = pairs("--arg", arg or [])
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # a model that prints must not spoil the document
-        name, run = program(target, guide, read(data) if data is not None else None, arguments)
-        folder = _folder(name, out, overwrite)
-        fit = run(**settings, progress=False if quiet else None)
+    with _kept_clean(as_json or quiet):
+        chosen = aimed(target, guide, read(data) if data is not None else None, arguments)
+        folder = _folder(chosen.name, out, overwrite)
+        fit = chosen.fit(**settings, progress=False if quiet else None)
+        saved = False
         try:
             fit.save(folder, overwrite=overwrite)
+            saved = True
             exact = _exact(fit)
             table = pyrovi.compare(fit, exact) if exact else fit.summary()
             if not exact:
                 table.attrs["elbo"] = fit.estimate_elbo()
             report = pyrovi.report(fit, folder / REPORT, exact=exact)
+        except KeyboardInterrupt as error:
+            if not saved:
+                raise
+            typer.echo(
+                f"interrupted: the fit is kept in {folder}, without its report; `pyrovi report {folder}` writes it", err=True
+            )
+            raise typer.Exit(EXIT_CODES["interrupted"]) from error
         except Exception as error:
             if fit.status is not pyrovi.Status.diverged:
                 raise
             # Of parameters that ran away there may be nothing to draw, and what that raises is only an echo.
-            typer.echo(f"error: diverged: {fit.advice} Nothing can be drawn from them ({_line(error)}).", err=True)
+            typer.echo(f"error: diverged: {fit.advice} Nothing can be drawn from them ({line_of(error)}).", err=True)
             raise typer.Exit(EXIT_CODES[fit.status]) from error
 
     if as_json:
-        told = {key: getattr(fit, key) for key in ("recipe", "status", "advice", "seconds", "seed", "settings")}
-        answer = {**table.attrs, "comparison" if exact else "summary": table}
-        _print_json({"target": target, **told, **answer, "run": folder, "report": report})
+        told = {key: getattr(fit, key) for key in ("recipe", "status", "advice", "seconds", "seed", "settings", "verdict")}
+        rows = {"comparison" if exact else "summary": table}
+        print_json({"target": target, **table.attrs, **told, **rows, "run": folder, "report": report})
     elif quiet:
-        typer.echo(folder)
         if fit.status in EXIT_CODES:
             typer.echo(f"{fit.status}: {fit.advice}", err=True)
     else:
-        _console().print(f"{fit.status} in {fit.seconds:.1f} s. {fit.advice}\n")
-        (_print_comparison if exact else _print_summary)(table)
+        print_status(fit.status, f"in {fit.seconds:.1f} s. {fit.advice}\n")
+        (print_comparison if exact else print_summary)(table)
+        typer.echo()
+        if fit.verdict is not None:
+            print_verdict(fit.verdict)
+        else:
+            typer.echo(f"No verdict yet: `pyrovi check {folder}` gives one.")
         typer.echo(f"\nrun     {folder}\nreport  {report}")
     raise typer.Exit(EXIT_CODES.get(fit.status, 0))
 
@@ -217,9 +255,9 @@ def compare_runs(
     if csv is not None:
         table.to_csv(csv, index_label="variable")
     if as_json:
-        _print_json({"run": run, "reference": other or ("nuts" if nuts else "exact"), **table.attrs, "comparison": table})
+        print_json({"run": run, "reference": other or ("nuts" if nuts else "exact"), **table.attrs, "comparison": table})
     else:
-        _print_comparison(table)
+        print_comparison(table)
 
 
 @app.command("check", epilog="Example: [bold]pyrovi check runs/zero[/bold]")
@@ -229,6 +267,7 @@ def check_run(
     max_draws: Annotated[int | None, typer.Option(help="Draws from q at most.")] = None,
     blind: Annotated[bool, typer.Option("--blind", help="Leave the recipe's exact posterior out.")] = False,
     keep: Annotated[bool, typer.Option(help="Keep the verdict in the run folder, for summary and report.")] = True,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a run is to be trusted, and why: against the recipe's exact posterior where there is one.
@@ -236,24 +275,69 @@ def check_run(
     Exit codes: 0 trust, 10 reweight, 11 enrich, 12 sample; 2 a mistake.
     """
     fit = pyrovi.load(run)
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with _kept_clean(as_json or quiet):
         verdict = pyrovi.check(fit, None if blind else _exact(fit), restarts=restarts, max_draws=max_draws)
     if keep:
         keep_verdict(run, verdict)
     if as_json:
-        _print_json({"run": run, **verdict.to_dict()})
-    else:
-        _print_verdict(verdict)
+        print_json({"run": run, **verdict.to_dict()})
+    elif not quiet:
+        print_verdict(verdict)
     raise typer.Exit(LEVEL_CODES[verdict.level])
+
+
+@app.command(
+    "calibrate",
+    epilog="Example: [bold]pyrovi calibrate linear_regression --replicates 256 --steps 1000[/bold]",
+)
+def calibrate_target(
+    target: Target,
+    guide: Guide = None,
+    data: DataFile = None,
+    arg: Arguments = None,
+    guide_option: GuideOptions = None,
+    replicates: Annotated[int, typer.Option(help="Data sets to simulate; 512 show an sd that is 10% off.")] = 512,
+    steps: Annotated[int | None, tuning(help="The largest number of steps.")] = None,
+    particles: Annotated[int | None, tuning(help="Draws a step for the gradient.")] = None,
+    lr: Annotated[float | None, tuning(help="The learning rate.")] = None,
+    schedule: Annotated[str | None, tuning(help="Of the learning rate.", autocompletion=completion.names(SCHEDULES))] = None,
+    seed: Annotated[int, tuning(help="The same seed gives the same calibration.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Write the picture of the ranks there, a .png or .svg.")] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ask whether the fits of a model are calibrated: fit data sets that the model itself makes.
+
+    Exit codes: 0 every variable's ranks lie within their bands, 13 some do not, 2 a mistake.
+    """
+    given = {"steps": steps, "particles": particles, "lr": lr, "schedule": schedule}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if guide_option:
+        settings["guide_options"] = pairs("--guide-option", guide_option)
+    with _kept_clean(as_json or quiet):
+        chosen = aimed(target, guide, read(data) if data is not None else None, pairs("--arg", arg or []))
+        found = chosen.calibrate(replicates=replicates, seed=seed, progress=False if quiet else None, **settings)
+        if plot is not None:
+            found.plot().savefig(plot)
+    if as_json:
+        told = {key: getattr(found, key) for key in ("passes", "replicates", "draws", "prob", "ended", "seconds", "settings")}
+        print_json({"target": target, **told, "table": found.table(), "plot": plot})
+    elif not quiet:
+        console().print(repr(found))
+    raise typer.Exit(0 if found.passes else UNCALIBRATED)
 
 
 @app.command("report", epilog="Example: [bold]pyrovi report runs/zero --out zero.html[/bold]")
 def report_run(
-    run: Run, out: Annotated[Path | None, typer.Option(help="The page; report.html in the run folder when not given.")] = None
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="The page; report.html in the run folder when not given.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write one self-contained HTML page about a run."""
     fit = pyrovi.load(run)
-    typer.echo(pyrovi.report(fit, out or run / REPORT, exact=_exact(fit)))
+    page = pyrovi.report(fit, out or run / REPORT, exact=_exact(fit))
+    if not quiet:
+        typer.echo(page)
 
 
 @app.command("new", epilog="Example: [bold]pyrovi new rain[/bold], which writes rain.py and rain.csv")
@@ -266,30 +350,6 @@ def new_start(
     """
     program, data = write_start(name)
     typer.echo(f"wrote {program} and {data}; next:\n\n  pyrovi fit {program}:model\n  python {program}")
-
-
-def _sentence(error: BaseException) -> str | None:
-    """What to tell the user of an error; None where the error is pyrovi's own."""
-    text = _line(error)
-    if isinstance(error, PyroviError):
-        place = _place(error.__cause__)
-        return f"{text} [{place}]" if place else text
-    if place := _place(error):
-        return f"{place}: {type(error).__name__}: {text}"
-    return text if isinstance(error, OSError) else None
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _place(error: BaseException | None) -> str | None:
-    """The line of the user's file that an error comes from; None where it does not come from there."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}"
-    frames = traceback.walk_tb(error.__traceback__ if error else None)
-    own = [f"{frame.f_code.co_filename}:{line}" for frame, line in frames if frame.f_globals.get("__name__") == OWN]
-    return own[-1] if own else None
 
 
 def _folder(name: str, out: Path | None, overwrite: bool) -> Path:
@@ -319,76 +379,9 @@ def _guide_name(guide: Any) -> str:
     return "handwritten" if handwritten else getattr(guide, "__name__", str(guide))
 
 
-def _console() -> Console:
-    # Labels such as beta[age] are not markup.
-    return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False, highlight=False, emoji=False)
-
-
-def _print_comparison(table: pd.DataFrame) -> None:
-    error, ratio = table["error"].abs(), table["sd_ratio"]
-    worst = error.sort_values(ascending=False, na_position="first", kind="stable").index[:ROWS]
-    many = len(table) > ROWS
-    _print_table(table.loc[worst] if many else table, COMPARED)
-    lines = [f"the {ROWS} rows of {len(table):,} with the largest |error|; of all:"] if many else []
-    largest, low, high = (_number(x, 0.1) for x in (error.max(skipna=False), ratio.min(skipna=False), ratio.max(skipna=False)))
-    lines.append(f"|error|       at most {largest} sd_ref\nsd_ratio      {low} to {high}")
-    if "kl" in table.attrs:
-        lines.append(f"KL(q||p)      {table.attrs['kl']} nats\nlog evidence  {table.attrs['log_evidence']:,.3f} nats")
-    if "elbo" in table.attrs:
-        lines.append(f"ELBO          {table.attrs['elbo']} nats")
-    _console().print("\n".join(lines))
-
-
-def _print_summary(table: pd.DataFrame) -> None:
-    if len(table):  # a model may have no latents
-        _print_table(table[:ROWS], list(table.columns))
-    if len(table) > ROWS:
-        _console().print(f"the first {ROWS} rows of {len(table):,}")
-    _console().print(f"ELBO  {table.attrs['elbo']} nats")
-    if "verdict" in table.attrs:
-        _print_verdict(pyrovi.Verdict.from_dict(table.attrs["verdict"]))
-
-
-def _print_verdict(verdict: pyrovi.Verdict) -> None:
-    _console().print(str(verdict))
-
-
-def _print_table(frame: pd.DataFrame, columns: list[str]) -> None:
-    table = Table(box=None)
-    table.add_column("variable", overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for label, row in frame.iterrows():
-        sd = row.get("sd_ref", row.get("sd", 0.0))
-        units = {"error": 0.1, "sd_ratio": 0.1, "mcse_mean": row.get("mcse_mean", sd)}
-        table.add_row(str(label), *(_number(row[column], units.get(column, sd)) for column in columns))
-    _console().print(table)
-
-
-def _number(value: float, unit: float) -> str:
-    """A number to three digits of its unit, which for a mean is the sd."""
-    if not 1e-6 < unit < math.inf or not abs(value) < 1e7:
-        return f"{value:.4g}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(unit)))}f}"
-
-
-def _print_json(document: Any) -> None:
-    typer.echo(json.dumps(_plain(document), indent=2, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: no NaN, no infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, pyrovi.Estimate):
-        return {"value": _plain(value.value), "se": _plain(value.se)}
-    if hasattr(value, "to_dict"):  # a DataFrame
-        return _plain(value.to_dict("index"))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+def _kept_clean(wanted: bool) -> AbstractContextManager[object]:
+    """Where what a model prints goes to the error stream: it must not spoil the document, or the silence."""
+    return redirect_stdout(sys.stderr) if wanted else nullcontext()
 
 
 if __name__ == "__main__":

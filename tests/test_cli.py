@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pyrovi
-from pyrovi import cli
+from pyrovi import _terminal, cli
 
 COIN = """
 import pyro, pyro.distributions as dist, torch
@@ -121,21 +121,21 @@ def test_the_worst_rows_of_many_fit_on_a_screen():
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
     worst = table["error"].abs().sort_values(ascending=False)
-    assert [line.split()[0] for line in lines[1 : 1 + cli.ROWS]] == list(worst.index[: cli.ROWS])
+    assert [line.split()[0] for line in lines[1 : 1 + _terminal.ROWS]] == list(worst.index[: _terminal.ROWS])
     assert f"at most {worst.iloc[0]:.3f} sd_ref" in "\n".join(lines)
     assert f"{table['sd_ratio'].min():.3f} to {table['sd_ratio'].max():.3f}" in "\n".join(lines)
 
 
 def test_the_label_of_a_row_is_printed_as_it_is(capsys):
-    cli._print_table(pd.DataFrame({"mean": [1.0]}, index=["beta[age]"]), ["mean"])
+    _terminal._print_figures(pd.DataFrame({"mean": [1.0]}, index=["beta[age]"]), ["mean"])
     assert "beta[age]" in capsys.readouterr().out
 
 
 def test_a_number_shows_three_digits_of_its_unit():
-    assert cli._number(1.87738, 0.0995) == "1.8774"
-    assert cli._number(-14252.3456, 12.0) == "-14252.3"
-    assert cli._number(1.5e30, 0.1) == "1.5e+30"
-    assert cli._number(2.5, float("nan")) == "2.5"
+    assert _terminal._number(1.87738, 0.0995) == "1.8774"
+    assert _terminal._number(-14252.3456, 12.0) == "-14252.3"
+    assert _terminal._number(1.5e30, 0.1) == "1.5e+30"
+    assert _terminal._number(2.5, float("nan")) == "2.5"
 
 
 def test_a_run_without_a_folder_named_takes_the_next_free_one():
@@ -166,9 +166,14 @@ def test_the_folder_is_checked_before_the_fit(monkeypatch):
     assert "cannot be made" in complaint("fit", "normal_mean", "--out", "file/run")
 
 
-def test_quiet_prints_the_run_folder_only():
-    result = run("fit", "normal_mean", *FAST, "--quiet")
-    assert (result.stdout, result.stderr) == ("runs/normal_mean\n", "")
+def test_quiet_prints_nothing_but_errors():
+    Path("own.py").write_text("from coin import model as inner\ndef model(flips):\n    print('hello')\n    inner(flips)\n")
+    result = run("fit", "own.py:model", "--data", "flips.csv", *FAST, "--quiet", "--out", "run")
+    assert result.stdout == ""
+    assert "ELBO" not in result.stderr
+    assert (Path("run") / "report.html").is_file()
+    assert run("report", "run", "--quiet").output == ""
+    assert complaint("fit", "nromal_mean", "--quiet").startswith("error: unknown recipe")
 
 
 def test_ones_own_model_is_fitted_to_columns_of_a_csv_file_and_summarised():
@@ -209,7 +214,7 @@ def test_a_file_can_import_its_neighbours_and_what_it_prints_does_not_spoil_the_
 
 
 def test_a_number_that_is_not_finite_is_null_in_json():
-    assert cli._plain({"kl": pyrovi.Estimate(float("nan"), 1.0), "rows": [float("inf"), 2]}) == {
+    assert _terminal.plain({"kl": pyrovi.Estimate(float("nan"), 1.0), "rows": [float("inf"), 2]}) == {
         "kl": {"value": None, "se": 1.0}, "rows": [None, 2]
     }  # fmt: skip
 
@@ -292,7 +297,7 @@ def test_a_diverged_fit_is_kept_and_exits_3():
     assert told["status"] == "diverged"
     assert pyrovi.load(told["run"]).status == "diverged"
     quiet = run("fit", "own.py:odd", "--data", "flips.csv", "--engine", "pyro", "--quiet", code=3)
-    assert quiet.stdout == "runs/own-odd-2\n"
+    assert quiet.stdout == ""
     assert quiet.stderr.startswith("diverged: ")
 
 
@@ -373,7 +378,7 @@ def test_a_pipe_that_closes_is_no_error(monkeypatch):
     def closed():
         raise BrokenPipeError(errno.EPIPE, "closed")
 
-    monkeypatch.setattr(cli, "_console", closed)
+    monkeypatch.setattr(_terminal, "console", closed)
     assert run("list", code=1).output == ""
 
 
@@ -396,8 +401,10 @@ def test_the_module_runs_as_a_program_of_its_own():
     assert json.loads(done.stdout)["recipe"] == "normal_mean"
 
 
-def test_the_version_is_the_packages():
-    assert run("--version").stdout == f"pyrovi {pyrovi.__version__}\n"
+def test_the_version_names_what_a_bug_report_needs():
+    lines = run("--version").stdout.splitlines()
+    assert lines[0] == f"pyrovi {pyrovi.__version__}"
+    assert {"torch", "pyro-ppl", "arviz", "numpy", "python"} <= {line.split()[0] for line in lines}
 
 
 def test_arguments_go_to_the_recipes_loader_and_to_the_model():
@@ -422,3 +429,104 @@ def test_objective_and_guide_options():
     settings = document("fit", "normal_mean", "--guide", "mixture", "--guide-option", "components=3", *more, *FAST)["settings"]
     assert settings["guide_options"] == {"components": 3}
     assert (settings["objective"], settings["kl_weight"], settings["kl_annealing"]) == ("mean_field", 0.5, 10)
+
+
+def test_ctrl_c_while_the_report_is_written_keeps_the_fit(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.pyrovi, "report", interrupted)
+    result = run("fit", "normal_mean", *FAST, code=130)
+    assert "interrupted: the fit is kept in runs/normal_mean, without its report" in result.stderr
+    assert pyrovi.load("runs/normal_mean").elbo.size == 20
+
+
+def test_ctrl_c_in_a_check_says_that_nothing_is_kept(monkeypatch):
+    run("fit", "normal_mean", *FAST, "--out", "run", "--quiet")
+    before = Path("run/fit.json").read_bytes()
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.pyrovi, "check", interrupted)
+    assert run("check", "run", code=130).stderr == "interrupted: nothing was finished, so nothing is kept\n"
+    assert Path("run/fit.json").read_bytes() == before
+
+
+def test_a_fit_without_a_verdict_names_the_command_that_gives_one():
+    lines = run("fit", "normal_mean", *FAST).stdout.splitlines()
+    assert lines[-4:] == [
+        "No verdict yet: `pyrovi check runs/normal_mean` gives one.", "",
+        "run     runs/normal_mean", "report  runs/normal_mean/report.html",
+    ]  # fmt: skip
+
+
+FIGURES = pd.DataFrame(
+    {"mean": [1234.5, 0.001], "mean_ref": [1234.6, 0.001], "error": [-0.03, 0.02], "sd": [2.0, 0.0001], "sd_ref": [2.1, 0.0001],
+     "sd_ratio": [0.95, 1.0]},
+    index=["intercept_of_the_observatory[Paranal, 2024, north]", "tau"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "dropped"), [(60, "sd_ref, mean_ref"), (48, "sd_ref, mean_ref"), (80, ""), (120, "")])
+def test_a_comparison_fits_the_terminal_with_names_of_any_width(monkeypatch, capsys, width, dropped):
+    monkeypatch.setattr(_terminal, "_width", lambda: width)
+    _terminal.print_comparison(FIGURES)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[1].startswith("int" if width < 120 else FIGURES.index[0])
+    assert ("…" in lines[1]) == (width < 120)
+    assert "-0.030" in lines[1]
+    assert [line for line in lines if line.startswith("not shown")] == (
+        [f"not shown in {width} columns: {dropped}"] if dropped else []
+    )
+
+
+def test_no_escape_codes_reach_a_pipe(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for command in (("list",), ("fit", "normal_mean", *FAST), ("--help",)):
+        assert "\x1b" not in run(*command).output
+
+
+def test_calibrate_says_whether_ranks_are_within_their_bands():
+    told = document(
+        "calibrate", "normal_mean", "--replicates", 40, "--steps", 400, "--particles", 8, "--lr", 0.05, "--plot", "r.png"
+    )
+    assert told["passes"] is True
+    assert told["table"]["w"]["within"] is True
+    assert Path("r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_calibrate_exits_13_where_ranks_leave_their_bands():
+    Path("twice.py").write_text(
+        "import pyro, pyro.distributions as dist, torch\n"
+        "def load():\n    return {'y': torch.zeros(5)}\n"
+        "def model(y):\n    w = pyro.sample('w', dist.Normal(0., 1.))\n"
+        "    with pyro.plate('n', len(y)):\n        pyro.sample('y', dist.Normal(w, 1.), obs=y)\n"
+        "def guide(y):\n    loc = pyro.param('loc', torch.tensor(0.))\n    pyro.sample('w', dist.Normal(loc, 0.05))\n"
+    )
+    result = run("calibrate", "twice.py:model", "--guide", "guide", "--replicates", 60, "--steps", 300, "--lr", 0.05, code=13)
+    assert "1 of 1 scalars outside" in result.stdout.replace("\n", " ")
+
+
+def completed(line):
+    """What the shell would be offered for a line whose last word is being typed."""
+    environment = {"_PYROVI_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    result = CliRunner().invoke(cli.app, [], prog_name="pyrovi", env=environment)
+    return result.stdout.split()
+
+
+def test_the_shell_completes_recipes_models_in_files_guides_and_settings():
+    assert completed("pyrovi fit gamma_") == ["gamma_poisson"]
+    assert {"coin.py:beta", "coin.py:model"} == set(completed("pyrovi fit coin"))
+    assert completed("pyrovi fit coin.py:mo") == ["coin.py:model"]
+    assert completed("pyrovi fit coin.py:model --guide multi") == ["multivariate_normal"]
+    assert completed("pyrovi fit coin.py:model --objective mean") == ["mean_field"]
+    assert completed("pyrovi fit coin.py:model --engine comp") == ["compiled"]
+    assert "--json" in completed("pyrovi check --j")
+
+
+def test_the_shell_completes_run_folders():
+    run("fit", "normal_mean", *FAST, "--quiet")
+    assert completed("pyrovi check ru") == ["runs/normal_mean"]
