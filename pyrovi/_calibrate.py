@@ -112,6 +112,11 @@ class Calibration:
             for index in np.ndindex(ranks.shape[1:])
         ]
 
+    def _repr_html_(self) -> str:
+        from pyrovi.display import of_calibration
+
+        return of_calibration(self)
+
     def __repr__(self) -> str:
         table = self.table()
         bad = table[~table["within"]]

@@ -60,7 +60,7 @@ def compare(
         PyroviError: The two have no variable in common, one has another shape in the reference, or the reference's chains have an
             R-hat above 1.01, an effective size below 400 or divergences.
     """
-    import pandas as pd
+    from pyrovi.comparison import Comparison
 
     drawn = fit.draws(draws, seed=seed) if isinstance(fit, Fit) and fit.problem is not None else None
     own = drawn is not None and fit.sample is None  # else the fit answers with other draws than q's
@@ -84,7 +84,7 @@ def compare(
         for i, index in enumerate(np.ndindex(shape)):
             label = f"{name}[{', '.join(map(str, index))}]" if shape else name
             rows[label] = _row(q[:, i], min(len(q), worth), {key: value[..., i] for key, value in ref.items() if key != "shape"})
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = Comparison.from_dict(rows, orient="index")
     if isinstance(fit, Fit) and fit.point_estimate:
         return table  # a point has no density, and so no ELBO
     if drawn is not None:

@@ -74,6 +74,11 @@ class Recipe:
     reference: Callable[..., Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        from pyrovi.display import of_recipe
+
+        return of_recipe(self)
+
     def fit(self, data: Mapping[str, Any] | None = None, guide: Any = None, **settings: Any) -> Fit:
         """Fit the recipe as the document does.
 

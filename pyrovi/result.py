@@ -93,6 +93,11 @@ class Fit:
         elbo = f", ELBO {self.best_elbo[-100:].mean():,.2f} over the last {min(steps, 100)}" if steps else ""
         return f"Fit({self.settings['guide']} guide; {latents}; {self.status} after {steps:,} steps{elbo}; seed {self.seed})"
 
+    def _repr_html_(self) -> str:
+        from pyrovi.display import of_fit
+
+        return of_fit(self)
+
     @property
     def plot(self) -> FitPlots:
         """The figures of this fit: `fit.plot.elbo()`, `posterior`, `forest`, `pair`, `khat`, `predictive`, `loo`, `density`."""

@@ -47,6 +47,7 @@ def side_by_side(
         "said": _said(verdicts, elbos),
         "scores": table(_scores(fits, verdicts, elbos, left_out, exact), {}),
         "reasons": {name: found["why"] for name, found in left_out.items() if isinstance(found, dict)},
+        "kept": [name for name, fit in fits.items() if fit.sample is not None],
         "loo_apart": len({found.pointwise.shape for found in left_out.values() if isinstance(found, Loo)}) > 1,
         "forest": attempt(
             lambda: drawing(
@@ -66,7 +67,9 @@ def side_by_side(
 
 
 def _elbo(fit: Fit, verdict: Verdict | dict[str, str]) -> Estimate | None:
-    """The ELBO of q, of the verdict's draws or of fresh ones."""
+    """The ELBO of q, of the verdict's draws or of fresh ones; of a fit that keeps draws in q's place it says nothing of these."""
+    if fit.sample is not None:
+        return None
     if isinstance(verdict, Verdict) and verdict.evidence.elbo is not None:
         return verdict.evidence.elbo
     if fit.point_estimate or fit.problem is None or affordable(fit, 100):
@@ -113,7 +116,7 @@ def _scores(
             khat = f"{evidence.khat:.2f} ± {evidence.khat_se:.2f}"
         elif evidence is not None and evidence.khat_worst is not None:
             khat = f"{evidence.khat_worst:.2f} (worst datum)"
-        kl = evidence.kl if evidence is not None else None
+        kl = evidence.kl if evidence is not None and fit.sample is None else None
         if exact is not None and elbo is not None:
             kl = Estimate(float(exact.log_evidence) - elbo.value, elbo.se)
         found = scored.get(name)
@@ -125,11 +128,10 @@ def _scores(
             "level": str(verdict.level) if isinstance(verdict, Verdict) else "not checked",
             "ELBO, nats": _estimate(elbo),
             "KL(q‖p), nats": _estimate(kl),
+            "log evidence, nats": _estimate(evidence.log_evidence if evidence is not None else None),
             "k-hat": khat or "–",
-            "effective draws": f"{evidence.ess:,.0f} of {evidence.draws:,}" if evidence is not None and evidence.ess else "–",
             "elpd, nats": f"{found.elpd:,.2f} ± {found.se:,.2f}" if found is not None else "–",
-            "elpd below the best": gap,
-            "status": str(fit.status).replace("_", " "),
+            "elpd − best": gap,
             "seconds": f"{fit.seconds:,.1f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")

@@ -157,6 +157,11 @@ class Verdict:
     def __repr__(self) -> str:
         return f"{self.level}: {self.text}"
 
+    def _repr_html_(self) -> str:
+        from pyrovi.display import of_verdict
+
+        return of_verdict(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold: an infinite number becomes a string, an estimate `{"value": …, "se": …}`."""
         measured = {f.name: getattr(self.evidence, f.name) for f in fields(self.evidence)}
