@@ -11,6 +11,7 @@ from pyrovi._exact import ExactPosterior, exact
 from pyrovi._fit import fit
 from pyrovi._fit_many import fit_many
 from pyrovi._loo import Loo, loo
+from pyrovi._model_graph import ModelGraph, model_graph
 from pyrovi._nuts import nuts
 from pyrovi._report import report
 from pyrovi.catalog import Recipe, recipe, recipes
@@ -36,6 +37,7 @@ __all__ = [
     "Level",
     "Loo",
     "ModelError",
+    "ModelGraph",
     "PyroviError",
     "Recipe",
     "RunFolderError",
@@ -52,6 +54,7 @@ __all__ = [
     "fit_many",
     "load",
     "loo",
+    "model_graph",
     "nuts",
     "recipe",
     "recipes",
