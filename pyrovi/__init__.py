@@ -3,7 +3,7 @@
 `fit` fits a model by SVI and gives a `Fit`; `compare` sets it beside the exact posterior; `report` writes a page about it.
 """
 
-from pyrovi import data
+from pyrovi import _quiet, data  # noqa: F401
 from pyrovi._calibrate import Calibration, calibrate
 from pyrovi._check import check
 from pyrovi._compare import compare

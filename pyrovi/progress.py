@@ -29,6 +29,9 @@ PATIENCE = 1.0
 LOG_SECONDS = 10.0
 """Between the lines of a log."""
 
+RECENT = 3
+"""Stages that are named."""
+
 LEVELS = "▁▂▃▄▅▆▇█"
 SPARKS = 10
 
@@ -93,7 +96,7 @@ class Stages:
             self._line.say(self._told(), None)
 
     def _told(self) -> str:
-        return f"fit  {_clock(time.perf_counter() - self._began)}  {' → '.join(self._stages[-5:])} …"
+        return f"fit  {_clock(time.perf_counter() - self._began)}  {' → '.join(self._stages[-RECENT:])} …"
 
 
 def sparkline(values: NDArray[np.floating], noise: float = 0.0) -> str:
