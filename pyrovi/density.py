@@ -38,7 +38,10 @@ MOST_ROWS = 512
 """Rows of a recording that runs on many: past this the tensors of a small model leave the cache, and no time a row is saved."""
 
 FEW_ROWS = (8, 64)
-"""Smaller numbers of rows that have recordings of their own."""
+"""Smaller numbers of rows that have recordings of their own, where these take less than half the time."""
+
+CALLED, COMPILED = 4_000, 100
+"""Numbers that are computed in the time that an operation takes to be called from Python and to start, and once it is compiled."""
 
 MOST_SCALARS = 4_000_000
 """Numbers that a recording computes in one run, all its intermediate results together: 32 MB, of which few are kept at a time."""
@@ -143,9 +146,17 @@ class Density:
         return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
     def _block(self, left: int) -> int:
-        """How many rows to run next: a recording of few is run several times rather than one of many half empty."""
-        few = next((few for few in FEW_ROWS if 4 * few >= left), self.rows)
-        return min(few, self.rows)
+        """How many rows to run next.
+
+        A recording of few rather than one of many half empty, unless its operations are so small that calling them takes the time.
+        """
+        called = CALLED if self._patience == math.inf else COMPILED
+
+        def price(rows: int) -> float:
+            return math.ceil(left / rows) * (called * self.operations + rows * self.work)
+
+        few = min((few for few in FEW_ROWS if few < self.rows), key=price, default=self.rows)
+        return few if 2 * price(few) < price(self.rows) else self.rows
 
     def _together(self, what: str, block: list[torch.Tensor]) -> Sequence[torch.Tensor]:
         kind = what, len(block[0])

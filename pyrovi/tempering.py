@@ -30,8 +30,9 @@ STEP = 0.5
 ACCEPTED = 0.8
 """The acceptance that the step size is steered to."""
 
-BLOCKS, MOVES, LONGEST, KEPT = 7, 12, 48, 3
-"""At β = 1: blocks of moves at most, moves in the first and in the longest, and how often in each draws are kept."""
+BLOCKS, MOVES, LONGEST, KEPT = 7, 12, 48, 12
+"""At β = 1: blocks of moves at most, moves in the first and in the longest, and how often in each draws are kept. Where moves go
+far the draws after each are all but independent; of few that are kept the largest shift among hundreds of columns is noise."""
 
 MOST_LEAPS = 8
 
@@ -125,8 +126,8 @@ class Moments(NamedTuple):
         """Of draws in `GROUPS` groups, along the first axis."""
         mean, sd = x.mean(0), x.std(0)
         y = ((x - mean) / sd).nan_to_num(0.0).reshape(GROUPS, -1, x.shape[1])
-        root = math.sqrt(GROUPS)
-        return cls(mean, sd, y.mean(1).std(0) / root, y.square().mean(1).std(0) / (2 * root))
+        mean_se, sd_se = (_known(y.mean(1)), _known(y.square().mean(1)) / 2)
+        return cls(mean, sd, mean_se, sd_se)
 
     def shift(self, other: Moments, chance: float) -> tuple[float, bool]:
         """The largest difference, and whether one is neither small nor chance."""
@@ -187,6 +188,15 @@ def settle(
         else:
             stood += 1
     return Settled(together, block, stood == wanted, shift, _nested_rhat(columns))
+
+
+def _known(groups: torch.Tensor) -> torch.Tensor:
+    """Standard errors of the columns' means over groups, none below the median column's.
+
+    Of eight groups a standard error is so uncertain that of hundreds of columns some would have one several times too small.
+    """
+    se = groups.std(0) / math.sqrt(len(groups))
+    return se.clamp_min(float(se.median()))
 
 
 def _nested_rhat(x: torch.Tensor) -> float:
