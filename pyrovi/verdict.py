@@ -32,6 +32,10 @@ MOST_RHAT, MOST_EVIDENCE_SE = 1.02, 0.3
 """Of draws moved to the posterior in eight groups: at 1.02 the groups' means lie 0.2 sd apart, their own mean is within 0.07."""
 
 
+DIFFERENT = 1.1
+"""R-hat over restarts of Gaussians whose means vary by about half their sd."""
+
+
 class Level(StrEnum):
     """What a fit may be used for."""
 
@@ -352,7 +356,11 @@ def _restarts(e: Evidence) -> str:
         return f"Same answer again? Not tested: {e.untested}."
     if not e.restarts:
         return ""
-    rhat = f"; R-hat over restarts up to {e.rhat:.2f} ({e.rhat_worst})" if e.rhat is not None else ""
+    rhat = ""
+    if e.rhat is not None:
+        rhat = f"; R-hat over restarts up to {e.rhat:.2f} ({e.rhat_worst})"
+        if e.rhat > DIFFERENT and not e.missed:  # by the rules of MCMC's R-hat it would look like a failure
+            rhat += ", for what they found one by one differs, and q covers it"
     found = "no part of the posterior that q does not visit"
     if e.missed:
         alike = "label switching" if e.switched else f"in {e.missed_where}"

@@ -299,6 +299,12 @@ def test_all_that_can_be_asked_is_trusted():
     assert judge(FINE).level is Level.trust
 
 
+def test_restarts_that_differ_are_explained_where_q_covers_them():
+    assert "and q covers it" in judge(replace(FINE, rhat=1.7)).text
+    assert "and q covers it" not in judge(FINE).text
+    assert "and q covers it" not in judge(replace(FINE, rhat=1.7, missed=0.3, missed_where="c")).text
+
+
 @pytest.mark.parametrize(
     ("change", "expected", "why"),
     [
@@ -423,7 +429,9 @@ def test_a_kept_verdict_is_in_summary_report_and_arviz_and_saved_again(run, tmp_
     assert attrs["verdict"] == "trust"
     assert attrs["verdict_text"] == fit.verdict.text
     assert attrs["khat"] == fit.verdict.evidence.khat
-    assert "Is it to be trusted?" in pyrovi.report(fit, tmp_path / "page.html").read_text()
+    page = pyrovi.report(fit, tmp_path / "page.html").read_text()
+    assert "Evidence for the verdict" in page
+    assert fit.verdict.text.splitlines()[0].removeprefix("trust: ") in page
     fit.save(tmp_path / "run")
     assert pyrovi.load(tmp_path / "run").verdict == fit.verdict
     assert _arviz.read(str(tmp_path / "run" / "posterior.nc")).attrs["verdict"] == "trust"
