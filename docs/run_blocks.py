@@ -66,9 +66,9 @@ def written(page: str) -> str:
     """The page with the outputs that its blocks have now."""
     results = run(page, shell=True)
     for (block, before), output in reversed([*zip(results, [""] + [text for _, text in results], strict=False)]):
-        own = before if block.kind == "console" else output if block.kind == "text" else None
-        if own is not None:
-            lines = [line.rstrip() for line in own.rstrip().splitlines()]
+        shown = {"console": before, "text": output}.get(block.kind)
+        if shown is not None and not block.file:
+            lines = [line.rstrip() for line in shown.rstrip().splitlines()]
             page = page[: block.start] + "\n".join(lines) + "\n" + page[block.end :]
     return page
 

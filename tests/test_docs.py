@@ -1,0 +1,115 @@
+"""The documentation says what is so: its code runs, its error messages are the code's, and every public name is in it."""
+
+import ast
+import importlib
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyrovi
+from pyrovi import guides, models, plots
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+run_blocks = importlib.import_module("run_blocks")
+sys.path.remove(str(DOCS))
+
+PAGES = ["tutorial.md", *sorted(str(path.relative_to(DOCS)) for path in (DOCS / "howto").glob("*.md")), "errors.md"]
+QUICK = ("tutorial.md", "howto/from_pymc.md", "errors.md")  # the others take some twenty seconds each
+
+
+@pytest.mark.parametrize("page", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PAGES])
+def test_the_code_of_a_page_runs_in_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        printed = run_blocks.run((DOCS / page).read_text())
+    finally:
+        for path in tmp_path.glob("*.py"):
+            sys.modules.pop(path.stem, None)
+    assert [block for block, _ in printed if block.kind == "python"]
+    following = zip(printed, printed[1:], strict=False)
+    shown = [(before, after.text) for (_, before), (after, _) in following if after.kind == "text" and not after.file]
+    for now, written in shown:
+        assert words(now) == words(written)
+
+
+def words(text):
+    """What is printed, but for its numbers and its white space, which versions, machines and terminals change."""
+    return re.sub(r"[-−+]?(\d[\d,]*\.?\d*(e-?\d+)?|inf|nan)", "#", " ".join(text.split()).replace(" ", ""))
+
+
+def literals():
+    """The strings of the package, f-strings with … for what is put into them; parts joined as Python joins them."""
+    for path in ROOT.glob("pyrovi/*.py"), ROOT.glob("guides/*.py"):
+        for file in path:
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+                elif isinstance(node, ast.JoinedStr):
+                    yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+
+
+def test_every_error_on_the_page_is_one_that_the_code_raises():
+    known = set(literals())
+    cells = re.findall(r"^\| (`.*?`) \| [^|]+ \|$", (DOCS / "errors.md").read_text().split("## No error")[0], re.M)
+    messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+    assert len(messages) > 40
+    for message in messages:
+        pattern = re.compile(".*".join(map(re.escape, message.split("…"))), re.S)
+        assert any(pattern.search(text) for text in known), message
+
+
+def directives():
+    """What the reference documents, by the directive that does it."""
+    text = "\n".join(path.read_text() for path in (DOCS / "reference").glob("*.md"))
+    found = re.findall(r"^\.\. (auto\w+|py:data):: (\S+)", text, re.M)
+    return {name for kind, name in found if kind != "automodule"}, {name for kind, name in found if kind == "automodule"}
+
+
+def test_every_public_name_is_in_the_reference():
+    names, modules = directives()
+    for name in pyrovi.__all__:
+        assert f"pyrovi.{name}" in names | modules, name
+    assert plots.__name__ in modules
+    for package in (models, guides):
+        for path in Path(package.__file__).parent.glob("[!_]*.py"):
+            assert f"{package.__name__}.{path.stem}" in modules, path.stem
+
+
+def test_what_the_reference_documents_exists():
+    names, modules = directives()
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+    for name in modules:
+        assert importlib.import_module(name).__doc__, name
+
+
+def test_every_recipe_has_a_page_with_a_formula_a_picture_and_a_command():
+    for name in pyrovi.recipes:
+        page = (DOCS / "recipes" / f"{name}.md").read_text()
+        assert page.startswith(f"# `{name}`: ")
+        assert "$$\n" in page
+        assert f"pyrovi fit {name}" in page
+        assert f"({name}.png)" in page
+        assert (DOCS / "recipes" / f"{name}.png").stat().st_size < 80_000
+
+
+def test_pages_and_pictures_that_are_linked_to_exist():
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("howto/*.md"), *DOCS.glob("recipes/*.md"), ROOT / "README.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+            if "://" not in target and not target.startswith("mailto:"):
+                assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
+
+
+def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
+    pytest.importorskip("furo", reason="the site's theme is in the extra `docs`")
+    build = pytest.importorskip("sphinx.cmd.build")
+    if os.environ.get("PYROVI_DOCS") != "1":
+        pytest.skip("PYROVI_DOCS=1 builds the site here too; `make docs` is the way")
+    assert build.main(["-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]) == 0
