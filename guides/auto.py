@@ -41,8 +41,8 @@ PROPOSALS: dict[str, type[AutoGuide]] = {"student": AutoStudent}
 
 # torch has no transform for a mixture's support, which is that of its components.
 MIXTURE = getattr(constraints, "MixtureSameFamilyConstraint", None)  # which older versions of torch have not
-for registry in (biject_to, transform_to) if MIXTURE is not None else ():
-    registry.register(MIXTURE, lambda support, registry=registry: registry(support.base_constraint))
+for _registry in (biject_to, transform_to) if MIXTURE is not None else ():
+    _registry.register(MIXTURE, lambda support, registry=_registry: registry(support.base_constraint))
 
 HANDWRITTEN = "handwritten"
 """What a guide is called that has no name of its own."""

@@ -31,6 +31,8 @@ class AutoCoordinates(AutoContinuous):  # type: ignore[misc]
         init_loc_fn: Pyro's.
     """
 
+    centered: tuple[str, ...]
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -42,6 +42,10 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         init_scale: Of the whole at the start.
     """
 
+    flow: Any
+    loc: torch.nn.Parameter
+    scale: Any
+
     def __init__(
         self,
         model: Callable[..., Any],

@@ -142,6 +142,9 @@ class AutoWhitened(AutoCoordinates):
         init_loc_fn: and likewise; where the search starts.
     """
 
+    family: str
+    skewed: bool
+
     def __init__(
         self,
         model: Callable[..., Any],

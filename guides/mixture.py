@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -43,6 +43,10 @@ class AutoMixture(AutoContinuous):  # type: ignore[misc]
             different modes, near enough to meet in one.
         init_scale: The scale they start with.
     """
+
+    locs: torch.nn.Parameter
+    scales: Any
+    logits: torch.nn.Parameter
 
     def __init__(
         self,
@@ -103,9 +107,17 @@ class MixtureOfNormals(dist.TorchDistribution):  # type: ignore[misc]
         logits: Shape `(K,)`.
     """
 
+    locs: torch.Tensor
+    scales: torch.Tensor
+    logits: torch.Tensor
+
     has_rsample = True
-    arg_constraints = {"locs": constraints.real, "scales": constraints.positive, "logits": constraints.real}
-    support = constraints.real_vector
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "locs": constraints.real,
+        "scales": constraints.positive,
+        "logits": constraints.real,
+    }
+    support: Any = constraints.real_vector
 
     def __init__(
         self, locs: torch.Tensor, scales: torch.Tensor, logits: torch.Tensor, batch_shape: torch.Size | None = None

@@ -89,7 +89,7 @@ class GreyBernoulli(dist.Bernoulli):
     else. A draw is 0 or 1.
     """
 
-    support = constraints.unit_interval
+    support: Any = constraints.unit_interval
 
 
 def pixels(out: torch.Tensor, likelihood: str = "bernoulli", noise: float | None = None) -> dist.TorchDistribution:

@@ -63,8 +63,8 @@ class _Commands(TyperGroup):
             raise typer.Exit(2) from error
 
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
-tuning = functools.partial(typer.Option, rich_help_panel="Optimisation")
+app: typer.Typer = typer.Typer(cls=_Commands, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_show_locals=False)
+_tuning = functools.partial(typer.Option, rich_help_panel="Optimisation")
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Run = Annotated[
@@ -140,29 +140,29 @@ def fit_target(
     data: DataFile = None,
     arg: Arguments = None,
     guide_option: GuideOptions = None,
-    method: Annotated[str | None, tuning(help=f"{', '.join(METHODS)}.", autocompletion=completion.names(METHODS))] = None,
-    objective: Annotated[str | None, tuning(help=f"{', '.join(OBJECTIVES)}.", autocompletion=completion.names(OBJECTIVES))] = None,
-    gradient: Annotated[str | None, tuning(help=f"{', '.join(GRADIENTS)}.", autocompletion=completion.names(GRADIENTS))] = None,
-    kl_weight: Annotated[float | None, tuning(help="A weight on the KL part of the ELBO.")] = None,
-    kl_annealing: Annotated[int | None, tuning(help="Steps over which that weight rises from 0.")] = None,
-    steps: Annotated[int | None, tuning(help="The largest number of steps.")] = None,
-    epochs: Annotated[int | None, tuning(help="The same as passes over the data.")] = None,
-    particles: Annotated[int | None, tuning(help="Draws a step for the gradient.")] = None,
-    lr: Annotated[float | None, tuning(help="The learning rate.")] = None,
-    optimizer: Annotated[str | None, tuning(help=f"{', '.join(OPTIMIZERS)}.", autocompletion=completion.names(OPTIMIZERS))] = None,
+    method: Annotated[str | None, _tuning(help=f"{', '.join(METHODS)}.", autocompletion=completion.names(METHODS))] = None,
+    objective: Annotated[str | None, _tuning(help=f"{', '.join(OBJECTIVES)}.", autocompletion=completion.names(OBJECTIVES))] = None,
+    gradient: Annotated[str | None, _tuning(help=f"{', '.join(GRADIENTS)}.", autocompletion=completion.names(GRADIENTS))] = None,
+    kl_weight: Annotated[float | None, _tuning(help="A weight on the KL part of the ELBO.")] = None,
+    kl_annealing: Annotated[int | None, _tuning(help="Steps over which that weight rises from 0.")] = None,
+    steps: Annotated[int | None, _tuning(help="The largest number of steps.")] = None,
+    epochs: Annotated[int | None, _tuning(help="The same as passes over the data.")] = None,
+    particles: Annotated[int | None, _tuning(help="Draws a step for the gradient.")] = None,
+    lr: Annotated[float | None, _tuning(help="The learning rate.")] = None,
+    optimizer: Annotated[str | None, _tuning(help=f"{', '.join(OPTIMIZERS)}.", autocompletion=completion.names(OPTIMIZERS))] = None,
     schedule: Annotated[
-        str | None, tuning(help=f"Of the learning rate: {', '.join(SCHEDULES)}.", autocompletion=completion.names(SCHEDULES))
+        str | None, _tuning(help=f"Of the learning rate: {', '.join(SCHEDULES)}.", autocompletion=completion.names(SCHEDULES))
     ] = None,
-    batch_size: Annotated[int | None, tuning(help="Rows of the data a step.")] = None,
+    batch_size: Annotated[int | None, _tuning(help="Rows of the data a step.")] = None,
     engine: Annotated[
-        str | None, tuning(help=f"What takes the steps: {', '.join(ENGINES)}.", autocompletion=completion.names(ENGINES))
+        str | None, _tuning(help=f"What takes the steps: {', '.join(ENGINES)}.", autocompletion=completion.names(ENGINES))
     ] = None,
-    restarts: Annotated[int | None, tuning(help="Independent fits, of which the best is kept.")] = None,
-    seed: Annotated[int | None, tuning(help="The same seed gives the same fit.")] = None,
+    restarts: Annotated[int | None, _tuning(help="Independent fits, of which the best is kept.")] = None,
+    seed: Annotated[int | None, _tuning(help="The same seed gives the same fit.")] = None,
     dtype: Annotated[
-        str | None, tuning(help="float32 or float64.", autocompletion=completion.names(["float32", "float64"]))
+        str | None, _tuning(help="float32 or float64.", autocompletion=completion.names(["float32", "float64"]))
     ] = None,
-    device: Annotated[str | None, tuning(help="Where to run, as in cuda.")] = None,
+    device: Annotated[str | None, _tuning(help="Where to run, as in cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/NAME, or the next free one, when not given.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     quiet: Quiet = False,
@@ -297,11 +297,11 @@ def calibrate_target(
     arg: Arguments = None,
     guide_option: GuideOptions = None,
     replicates: Annotated[int, typer.Option(help="Data sets to simulate; 512 show an sd that is 10% off.")] = 512,
-    steps: Annotated[int | None, tuning(help="The largest number of steps.")] = None,
-    particles: Annotated[int | None, tuning(help="Draws a step for the gradient.")] = None,
-    lr: Annotated[float | None, tuning(help="The learning rate.")] = None,
-    schedule: Annotated[str | None, tuning(help="Of the learning rate.", autocompletion=completion.names(SCHEDULES))] = None,
-    seed: Annotated[int, tuning(help="The same seed gives the same calibration.")] = 0,
+    steps: Annotated[int | None, _tuning(help="The largest number of steps.")] = None,
+    particles: Annotated[int | None, _tuning(help="Draws a step for the gradient.")] = None,
+    lr: Annotated[float | None, _tuning(help="The learning rate.")] = None,
+    schedule: Annotated[str | None, _tuning(help="Of the learning rate.", autocompletion=completion.names(SCHEDULES))] = None,
+    seed: Annotated[int, _tuning(help="The same seed gives the same calibration.")] = 0,
     plot: Annotated[Path | None, typer.Option(help="Write the picture of the ranks there, a .png or .svg.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -66,6 +66,12 @@ class Density:
         patience: How many numbers a recording computes before it is compiled; 0 to compile at once, infinity for never.
     """
 
+    parts: tuple[Part, ...]
+    dimension: int
+    rows: int
+    device: Any
+    operations: int
+
     def __init__(
         self,
         parts: tuple[Part, ...],

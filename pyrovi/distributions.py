@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import Normal, TorchDistribution
@@ -17,6 +17,9 @@ class Scaled(constraints.Constraint):
 
     Adam takes steps of its learning rate whatever the scale of what it learns: a level of 900 ± 60 is to it 0 ± 1 here.
     """
+
+    center: torch.Tensor | float
+    unit: torch.Tensor | float
 
     def __init__(self, center: torch.Tensor | float, unit: torch.Tensor | float) -> None:
         self.center, self.unit = center, unit
@@ -76,7 +79,12 @@ class MarkovNormal(TorchDistribution):
         tensor([1., 2., 3.])
     """
 
-    arg_constraints = {  # noqa: RUF012
+    loc: torch.Tensor
+    scale: torch.Tensor
+    center: torch.Tensor | float
+    unit: torch.Tensor | float
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "loc": constraints.real_vector,
         "scale": constraints.independent(constraints.positive, 1),
     }

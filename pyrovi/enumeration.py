@@ -39,7 +39,7 @@ class SummedOut:
     def __init__(self, model: Model, nesting: int) -> None:
         self._enumerated = config_enumerate(model, "parallel")
         self._nesting = nesting
-        self.__name__ = getattr(model, "__name__", type(model).__name__)
+        self.__name__: str = getattr(model, "__name__", type(model).__name__)
         self.__wrapped__ = model  # whose arguments it takes
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:

@@ -32,6 +32,9 @@ class GuideError(PyroviError, ValueError):
 class DiscreteLatent(GuideError):
     """A latent is discrete, in plates of `nesting` dimensions, of a model with these data; a fit without settings sums it out."""
 
+    nesting: int
+    data: dict[str, Any]
+
     def __init__(self, message: str, nesting: int, data: dict[str, Any]) -> None:
         super().__init__(message)
         self.nesting, self.data = nesting, data

@@ -33,6 +33,11 @@ class Fits(Sequence[Fit]):
         seconds: Wall time of all together.
     """
 
+    settings: dict[str, Any]
+    seconds: float
+    seeds: list[int]
+    status: list[Status]
+
     def __init__(
         self,
         problem: Problem,

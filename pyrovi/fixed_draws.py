@@ -40,6 +40,15 @@ class Objective:
         left: How many evaluations, of values or of products with the Hessian, it may yet make.
     """
 
+    density: Density
+    draws: torch.Tensor
+    trace: list[float]
+    left: int
+    held: Tensors
+    shapes: dict[str, torch.Size]
+    start: torch.Tensor
+    best: tuple[float, torch.Tensor]
+
     def __init__(
         self, density: Density, parameters: Tensors, draws: torch.Tensor, trace: list[float] | None = None, left: int = sys.maxsize
     ) -> None:

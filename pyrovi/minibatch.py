@@ -41,6 +41,13 @@ class Batch(Messenger):
         estimate_full: Scale up to the full data set (training), or leave each datum its own weight (evaluation).
     """
 
+    plate: str
+    size: int
+    mode: Mode
+    parameters: Mapping[str, int]
+    rows: torch.Tensor
+    count: int
+
     def __init__(
         self,
         plate: str,
@@ -137,6 +144,9 @@ class Minibatches:
 
 class Batched:
     """A model and a guide that, called without arguments, run on the batch set by `take`."""
+
+    plan: Minibatches
+    device: torch.device
 
     def __init__(
         self,

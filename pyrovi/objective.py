@@ -50,6 +50,8 @@ class _Differentiable(Trace_ELBO):
     evaluation; after it a tracer can record `differentiable_loss`.
     """
 
+    checked: bool
+
     gradient = "total"
     checked = False
 
@@ -199,6 +201,9 @@ class Renyi(_Differentiable):
     References:
         Rényi divergence variational inference (Li & Turner, 2016) | https://arxiv.org/abs/1602.02311
     """
+
+    alpha: float
+    gradient: str
 
     def __init__(self, *, alpha: float = 0.5, gradient: str = "total", **options: Any) -> None:
         if alpha == 1:
@@ -421,6 +426,10 @@ class KLWeight(Messenger):
 
     Anything but 1 gives another posterior: with weight w, that of the likelihood to the power 1/w.
     """
+
+    final: float
+    annealing: int
+    weight: float
 
     def __init__(self, weight: float, annealing: int = 0) -> None:
         super().__init__()

@@ -129,6 +129,9 @@ class Phases:
     `next` is the step at which it wants to be called.
     """
 
+    next: int
+    converged: bool
+
     def __init__(self, engine: Engine, dimension: int, begin: int = 0) -> None:
         """For an engine's fits of a model with `dimension` latent scalars; until step `begin` the objective itself moves."""
         self._engine, self._tolerance, self._begin = engine, tolerance(dimension), begin

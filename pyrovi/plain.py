@@ -57,7 +57,12 @@ def _checked(objective: ELBO) -> Callable[..., float]:
 class Plain:
     """`svi.step` of Pyro's, for one fit."""
 
-    name, fits = "pyro", 1
+    averaged: int
+    done: int
+    died: list[bool]
+
+    name: str = "pyro"
+    fits: int = 1
 
     def __init__(self, problem: Problem, objective: ELBO, kl: KLWeight | None, optim: pyro.optim.PyroOptim, seed: int) -> None:
         self._problem, self._kl, self._seed = problem, kl, seed

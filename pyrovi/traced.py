@@ -48,6 +48,11 @@ class Traced:
     so that neither the compiler nor the progress bar changes a fit.
     """
 
+    name: str
+    fits: int
+    done: int
+    averaged: int
+
     def __init__(self, task: Task, program: Program, optimizer: FlatOptimizer) -> None:
         self.name, self.fits, self.done, self.averaged = "traced", len(task.seeds), 0, 0
         self._task, self._program, self._optimizer = task, program, optimizer
