@@ -102,7 +102,9 @@ def verdict_of(fit: Fit, exact: ExactPosterior | None, checked: bool) -> Verdict
         return {
             "why": "The run was stored without a verdict: give pyrovi.load its model, or call pyrovi check RUN, and report again."
         }
-    if not (checked or exact is not None or (fit.point_estimate and fit.problem.structure.latent)):
+    if not fit.problem.structure.latent:
+        return {"why": "There is no latent variable: nothing is approximated, and so there is nothing to check."}
+    if not (checked or exact is not None or fit.point_estimate):
         what = "it diverged" if fit.status is Status.diverged else "how far q is from the posterior was not measured"
         return {"why": f"Not checked: {what}. fit.check() measures it, and check=True puts its verdict on this page."}
     found: Verdict | dict[str, str] = attempt(lambda: check(fit, exact, max_draws=None if checked else CHECK_DRAWS))
