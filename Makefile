@@ -41,7 +41,7 @@ wheel-file: setup
 
 # The site, into docs/_build/html: warnings are errors. It is read from there without a server and without a network.
 docs: $(VENV)/.docs
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 # Links out of the site too; this needs a network.

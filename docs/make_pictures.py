@@ -4,12 +4,17 @@ python docs/make_pictures.py              # all, some five minutes on one core
 python docs/make_pictures.py vae local_level
 """
 
+import importlib
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import run_blocks
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -145,6 +150,23 @@ def _vink(recipe: pyrovi.Recipe) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     return given, x, np.interp(x, vink.x[order], vink.expected[order])
 
 
+def tutorial() -> pyrovi.Fit:
+    """The fit that the tutorial's own blocks make."""
+    page, home = (FOLDER.parent / "tutorial.md").read_text(), Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        try:
+            files = [block for block in run_blocks.blocks(page) if block.file]
+            for block in files:
+                Path(block.file).write_text(block.text)
+            model = importlib.import_module("beetles").model
+            return pyrovi.fit(model, data=dict(pd.read_csv("beetles.csv")))
+        finally:
+            sys.path.remove(folder)
+            os.chdir(home)
+
+
 PICTURES: dict[str, Callable[[], Figure]] = {
     "normal_mean": normal_mean,
     "gamma_poisson": gamma_poisson,
@@ -160,12 +182,14 @@ PICTURES: dict[str, Callable[[], Figure]] = {
     "vae": vae,
     "conditional_vae": conditional_vae_,
     "poisson_factorization": poisson_factorization_,
+    "tutorial_pair": lambda: tutorial().plot.pair(),
+    "tutorial_predictive": lambda: tutorial().plot.predictive(),
 }
 
 
 def main(names: list[str]) -> None:
     for name in names or PICTURES:
-        path = FOLDER / f"{name}.png"
+        path = (FOLDER.parent if name.startswith("tutorial") else FOLDER) / f"{name}.png"
         PICTURES[name]().savefig(path, dpi=DPI, facecolor="white")
         Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
         size = path.stat().st_size
