@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup demo test test-all lint types wheel wheel-file docs docs-links recipes notebooks bench bench-accuracy clean
+.PHONY: setup demo test test-all lint types typecoverage wheel wheel-file docs docs-links recipes notebooks bench bench-accuracy clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,14 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+# How much of the public interface has types that a user's checker knows.
+typecoverage: $(VENV)/.types
+	$(BIN)/python tests/check_types.py
+
+$(VENV)/.types: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[types]'
+	@touch $@
 
 wheel: setup
 	$(BIN)/python tests/check_wheel.py
