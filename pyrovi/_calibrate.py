@@ -170,6 +170,16 @@ def calibrate(
         Yes, but did it work?: evaluating variational inference (Yao, Vehtari, Simpson & Gelman, 2018) | https://arxiv.org/abs/1802.02538
         Graphical test for discrete uniformity and its applications in goodness of fit evaluation and multiple sample comparison
         (Säilynoja, Bürkner & Vehtari, 2022) | https://arxiv.org/abs/2103.10522
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyrovi
+        >>> def model(x):
+        ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> found = pyrovi.calibrate(model, "normal", {"x": [1.0, 2.0, 3.0]}, replicates=64, lr=0.1, steps=500, schedule="cosine")
+        >>> found.table().index.to_list()
+        ['w']
     """
     for name, value, least in (("replicates", replicates, FEWEST), ("draws", draws, 9)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:

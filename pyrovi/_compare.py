@@ -59,6 +59,18 @@ def compare(
     Raises:
         PyroviError: The two have no variable in common, one has another shape in the reference, or the reference's chains have an
             R-hat above 1.01, an effective size below 400 or divergences.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyrovi
+        >>> def model(x):
+        ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> data = {"x": [1.0, 2.0, 3.0]}
+        >>> fit = pyrovi.fit(model, "normal", data, lr=0.05, steps=2_000)
+        >>> table = pyrovi.compare(fit, pyrovi.exact(model, data))
+        >>> bool(table.loc["w", "error"] < 0.1), bool(0.9 < table.loc["w", "sd_ratio"] < 1.1)
+        (True, True)
     """
     from pyrovi.comparison import Comparison
 

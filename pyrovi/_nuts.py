@@ -90,6 +90,16 @@ def nuts(
 
     References:
         The No-U-Turn sampler (Hoffman & Gelman, 2014) | https://jmlr.org/papers/v15/hoffman14a.html
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyrovi
+        >>> def model(x):
+        ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> chains = pyrovi.nuts(model, {"x": [1.0, 2.0, 3.0]}, draws=200, warmup=200, chains=2)
+        >>> chains.posterior["w"].shape
+        (2, 200)
     """
     settings = {"draws": draws, "chains": chains, "warmup": warmup, "target_accept": target_accept, "seed": seed}
     _check(settings)

@@ -67,6 +67,13 @@ def report(
         RunFolderError: The file exists and `overwrite` is False, or cannot be written.
         SettingsError: There is no fit, or what is given for one is not a `Fit`.
         PyroviError: The fit and `exact` have no variable in common, or one of another shape.
+
+    Example:
+        >>> import tempfile, pyrovi
+        >>> fit = pyrovi.recipe("normal_mean").fit(steps=300)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pyrovi.report(fit, f"{folder}/report.html").name
+        'report.html'
     """
     fits = _named(fit)
     target = FilePath(path)

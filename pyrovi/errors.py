@@ -14,7 +14,16 @@ __all__ = ["DataError", "GuideError", "ModelError", "PyroviError", "RunFolderErr
 
 
 class PyroviError(Exception):
-    """The base of every error that pyrovi raises on purpose."""
+    """The base of every error that pyrovi raises on purpose.
+
+    Example:
+        >>> import pyrovi
+        >>> try:
+        ...     pyrovi.recipe("nromal_mean")
+        ... except pyrovi.PyroviError as error:
+        ...     print(str(error)[:57])
+        unknown recipe 'nromal_mean'; did you mean 'normal_mean'?
+    """
 
 
 class DataError(PyroviError, ValueError):

@@ -10,7 +10,13 @@ __all__ = ["Estimate"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A Monte Carlo estimate and its standard error."""
+    """A Monte Carlo estimate and its standard error.
+
+    Example:
+        >>> import pyrovi
+        >>> print(pyrovi.Estimate(-136.8074, 0.0012))
+        -136.8074 ± 0.0012
+    """
 
     value: float
     se: float

@@ -20,7 +20,7 @@ from pyrovi.centering import Centering
 from pyrovi.coordinates import find_coordinates
 from pyrovi.density import Density
 from pyrovi.modes import Restarts, look
-from pyrovi.moving import settled, tempered
+from pyrovi.moving import brought, settled, tempered
 from pyrovi.proposals import Proposal, extended, gaussian, skewed
 from pyrovi.students import FEW_LATENTS, mixture, students, widened
 
@@ -109,19 +109,28 @@ def search(
         best = settled(density, best, seed)
     if not best.enough or best.settled is not None and not best.settled.still:
         tell("tempered")
-        best = tempered(density, tried[0], tried, seed)
-        tried.append(best)
-        if density.dimension <= FEW_LATENTS:
-            # A proposal that is matched to them can be weighted, and weights are the better witnesses.
-            assert best.moved_z is not None
-            again = mixture(density, best.moved_z, np.full(len(best.moved_z), 1 / len(best.moved_z)), seed + 1)
-            again = extended(density, widened(density, again, seed + 1) if again.enough or again.nearly else again)
-            if again.enough:
-                tried.append(again)
-                best = again
+        few, moved = density.dimension <= FEW_LATENTS, brought(density, tried[0], seed)
+        again = _rematched(density, moved, seed) if few else None
+        if again is not None:
+            again = settled(density, again, seed)
+        if again is None or again.settled is not None and not again.settled.still:
+            # They are to stand still themselves, which takes far longer.
+            moved = tempered(density, moved, tried, seed)
+            again = _rematched(density, moved, seed + 1) if few else None
+        tried += [moved] if again is None else [moved, again]
+        best = tried[-1]
     if best.moved_z is not None:
         missed = _modes(density, best, prior, seed)
     return Found(density, centering, best, tried, missed)
+
+
+def _rematched(density: Density, moved: Proposal, seed: int) -> Proposal | None:
+    """A proposal matched to moved draws, which can be weighted, where its weights are good: they are the better witnesses."""
+    assert moved.moved_z is not None
+    n = len(moved.moved_z)
+    again = mixture(density, moved.moved_z, np.full(n, 1 / n), seed + 1)
+    again = extended(density, widened(density, again, seed + 1) if again.enough or again.nearly else again)
+    return again if again.enough else None
 
 
 def _modes(density: Density, p: Proposal, prior: Callable[[Density], torch.Tensor], seed: int) -> Restarts:

@@ -16,7 +16,7 @@ from pyrovi.proposals import Proposal, aligned, standard, values
 from pyrovi.students import FEW_LATENTS
 from pyrovi.tempering import GROUPS, MOVES, Moments, settle, temper
 
-__all__ = ["settled", "tempered"]
+__all__ = ["brought", "settled", "tempered"]
 
 SPREAD = 1.5
 
@@ -40,8 +40,8 @@ def settled(density: Density, p: Proposal, seed: int) -> Proposal:
     return _moved_on(density, p, p.z[index], Moments.weighted(values(density, p.z), weights), p.z, weights, seed)
 
 
-def tempered(density: Density, p: Proposal, others: list[Proposal], seed: int) -> Proposal:
-    """The Gaussian's draws, spread out, moved to the posterior by degrees, and on until they stand still.
+def brought(density: Density, p: Proposal, seed: int) -> Proposal:
+    """The Gaussian's draws, spread out, moved to the posterior by degrees.
 
     Spread out, for draws are brought in from where the posterior is not more easily than sent out to where it is and q was not; by
     so much that q's entropy grows by about two nats, whatever the dimension.
@@ -63,10 +63,16 @@ def tempered(density: Density, p: Proposal, others: list[Proposal], seed: int) -
     e = standard(_affordable(density), d, [seed, 77])
     moved = temper(ratio, e, seed=seed)
     z = place(parameters, wider * moved.e)[0]
+    return replace(p, rung="tempered", moved=moved, moved_z=z)
+
+
+def tempered(density: Density, p: Proposal, others: list[Proposal], seed: int) -> Proposal:
+    """Draws that were brought to the posterior, moved on until they stand still, and held against others' weights."""
+    z = p.moved_z
+    assert z is not None
     alike = torch.full_like(z[:, 0], 1 / len(z))
-    before = Moments.grouped(values(density, z))
-    out = _moved_on(density, replace(p, rung="tempered", moved=moved), z, before, z, alike, seed)
-    return replace(out, contradicted=_contradicted(out, others) or _heavy(others, d))
+    out = _moved_on(density, p, z, Moments.grouped(values(density, z)), z, alike, seed)
+    return replace(out, contradicted=_contradicted(out, others) or _heavy(others, p.z.shape[1]))
 
 
 def _moved_on(

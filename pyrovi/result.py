@@ -38,7 +38,13 @@ AFFORDABLE_SCALARS = 200_000_000
 
 
 class Status(StrEnum):
-    """How a fit ended."""
+    """How a fit ended.
+
+    Example:
+        >>> import pyrovi
+        >>> pyrovi.recipe("normal_mean").fit(steps=20).status
+        <Status.step_limit: 'step_limit'>
+    """
 
     converged = "converged"
     step_limit = "step_limit"
@@ -64,6 +70,18 @@ class Fit:
         verdict: What `check` said of it, where that was kept, as in a fit without settings.
         sample: Draws that stand for the posterior in place of q's, where the verdict recommends them; `posterior` and all that
             is made from it then use these, and `draws`, `estimate_elbo` and `check` still q's.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyrovi
+        >>> def model(x):
+        ...     w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+        >>> fit = pyrovi.fit(model, "normal", {"x": [1.0, 2.0, 3.0]}, lr=0.05, steps=2_000)
+        >>> fit.posterior(100)["w"].shape, fit.predictive(100)["x"].shape
+        (torch.Size([100]), torch.Size([100, 3]))
+        >>> fit.summary().index.to_list()
+        ['w']
     """
 
     parameters: Tensors

@@ -145,6 +145,13 @@ def load(
         RunFolderError: There is no run, or it is damaged.
         GuideError: The model was given without its handwritten guide.
         ModelError: The model and guide do not have the stored parameters.
+
+    Example:
+        >>> import tempfile, pyrovi
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pyrovi.recipe("normal_mean").fit(steps=300).save(f"{folder}/run")
+        ...     pyrovi.load(f"{folder}/run").recipe
+        'normal_mean'
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

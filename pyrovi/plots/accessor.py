@@ -27,6 +27,13 @@ class FitPlots:
 
     Attributes:
         fit: The fit.
+
+    Example:
+        >>> import pyrovi
+        >>> fit = pyrovi.recipe("normal_mean").fit(steps=300)
+        >>> figures = fit.plot.elbo(), fit.plot.posterior(), fit.plot.predictive()
+        >>> [type(figure).__name__ for figure in figures]
+        ['Figure', 'Figure', 'Figure']
     """
 
     fit: Fit

@@ -49,6 +49,11 @@ def posterior(
     Raises:
         PyroviError: The fit is a point estimate, or has no latent variable.
         SettingsError: A name is not a variable of the fit, or an element not one of its variable's.
+
+    Example:
+        >>> import pyrovi
+        >>> recipe = pyrovi.recipe("normal_mean")
+        >>> figure = pyrovi.plots.posterior(recipe.fit(steps=300), recipe.exact(**recipe.load()))
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -43,6 +43,11 @@ def images(
 
     Raises:
         SettingsError: The array is not a stack of images or is not finite, there is not a title for each, or no column.
+
+    Example:
+        >>> from pyrovi import data, plots
+        >>> zeros = data.digits(0).images[:3]
+        >>> figure = plots.images(zeros, ["one", "two", "three"])
     """
     stack = numbers("images", array, ("n", "height", "width"))
     if len(titles) not in (0, len(stack)):
@@ -65,6 +70,11 @@ def reconstructions(images: ArrayLike, reconstructed: ArrayLike, *, columns: int
 
     Raises:
         SettingsError: The arrays are not stacks of images of one shape or are not finite, or there is no column.
+
+    Example:
+        >>> from pyrovi import data, plots
+        >>> zeros = data.digits(0).images[:3]
+        >>> figure = plots.reconstructions(zeros, zeros / 2)
     """
     above = numbers("images", images, ("n", "height", "width"))
     below = numbers("reconstructed", reconstructed, above.shape)
@@ -95,6 +105,11 @@ def latent_grid(decode: Callable[[torch.Tensor], Any], shape: tuple[int, int], *
     Raises:
         SettingsError: The decoder gives other than `n * n` images of the shape or values that are not finite, n is below 2, or
             the limit is not positive.
+
+    Example:
+        >>> import torch
+        >>> from pyrovi import plots
+        >>> figure = plots.latent_grid(lambda z: torch.cat([z, z], 1), (2, 2), n=5)
     """
     from matplotlib.figure import Figure
 
@@ -133,6 +148,11 @@ def latent_scatter(z: ArrayLike, labels: ArrayLike | None = None) -> Figure:
 
     Raises:
         SettingsError: z has another shape or is not finite, there is not a label for each, or too many classes.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyrovi import plots
+        >>> figure = plots.latent_scatter(np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 3)
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -57,6 +57,14 @@ def bands(
 
     Raises:
         SettingsError: An array has another shape or is not finite, an sd is negative, or the level is not between 0 and 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyrovi import plots
+        >>> x = np.linspace(0.0, 1.0, 20)
+        >>> figure = plots.bands(x, 2 * x, epistemic_sd=0.1 + x, aleatoric_sd=0.3)
+        >>> len(figure.axes)
+        1
     """
     x = numbers("x", x, ("n",))
     mean = numbers("mean", mean, (len(x),))
@@ -95,6 +103,14 @@ def quantile_bands(
 
     Raises:
         SettingsError: An array has another shape or is not finite, or levels or quantiles do not rise.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyrovi import plots
+        >>> x, draws = np.arange(10.0), np.random.default_rng(0).normal(size=(200, 10))
+        >>> figure = plots.quantile_bands(x, np.quantile(draws, (0.05, 0.5, 0.95), axis=0), labels=("day", "change"))
+        >>> figure.axes[0].get_xlabel()
+        'day'
     """
     x = numbers("x", x, ("n",))
     levels = [_probability("a level", level) for level in levels]
@@ -142,6 +158,12 @@ def forecast(
 
     Raises:
         SettingsError: An array has another shape, an sd is negative, times do not rise, or a level is not between 0 and 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from pyrovi import plots
+        >>> level = np.zeros(10)
+        >>> figure = plots.forecast(np.arange(10), level, (level, 0.5), np.arange(10, 13), (np.zeros(3), np.ones(3)))
     """
     times, future_times = numbers("times", times, ("T",)), numbers("future_times", future_times, ("h",))
     if times.dtype.kind != future_times.dtype.kind:

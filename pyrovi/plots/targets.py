@@ -64,6 +64,13 @@ def density(
         PyroviError: The fit is a point estimate, or has no latent variable.
         SettingsError: There are more than two coordinates, draws or limits have another shape or are not finite, or the target
             cannot be evaluated within the limits or is 0 throughout.
+
+    Example:
+        >>> import numpy as np
+        >>> import pyrovi
+        >>> recipe = pyrovi.recipe("gaussian_mixture")
+        >>> target = recipe.exact(**recipe.load()).marginals["x"]
+        >>> figure = pyrovi.plots.density(recipe.fit(steps=50), lambda x: np.log(target.pdf(x)))
     """
     from matplotlib.figure import Figure
 
