@@ -249,8 +249,8 @@ pd.DataFrame(rows).T.rename_axis("sd of the ELBO, nats").round(1)
 # %% [markdown]
 # The sampled one, by a little under half, early and late: where $q$ is near the posterior, the noise of $\log p(x \mid z)$ and
 # that of $\log p(z) - \log q(z)$ take each other away, and a closed form leaves the first on its own. Exactly at the posterior
-# the sampled ELBO has no noise at all. In fits of mini-batches, as here, their noise is the larger, and the recipe takes the
-# closed form.
+# the sampled ELBO has no noise at all. In a fit by mini-batches neither matters much: the ELBO of a step, from 100 images of
+# 1,500, has an sd of 615 nats.
 #
 # ## Which images are alike?
 #
