@@ -327,15 +327,33 @@ def calibrate_target(
     raise typer.Exit(0 if found.passes else UNCALIBRATED)
 
 
-@app.command("report", epilog="Example: [bold]pyrovi report runs/zero --out zero.html[/bold]")
+@app.command(
+    "report",
+    epilog="Examples: [bold]pyrovi report runs/zero --out zero.html[/bold]\n\n"
+    "[bold]pyrovi report runs/zero runs/zero-2 --out two.html[/bold]",
+)
 def report_run(
-    run: Run,
-    out: Annotated[Path | None, typer.Option(help="The page; report.html in the run folder when not given.")] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders; several are set side by side.",
+            show_default=False,
+            autocompletion=completion.runs,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; report.html in the run folder, of several comparison.html here, when not given.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Give a run without a verdict one first; from seconds to minutes.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one self-contained HTML page about a run."""
-    fit = pyrovi.load(run)
-    page = pyrovi.report(fit, out or run / REPORT, exact=_exact(fit))
+    """Write one self-contained HTML page about a run, or about several side by side."""
+    fits = {str(run): pyrovi.load(run) for run in runs}
+    own = runs[0] / REPORT if len(fits) == 1 else Path("comparison.html")
+    page = pyrovi.report(fits, out or own, exact=_exact(fits[str(runs[0])]), check=check)
     if not quiet:
         typer.echo(page)
 

@@ -363,6 +363,15 @@ def test_report_goes_into_the_run_folder_or_where_told():
     assert Path("page.html").is_file()
 
 
+def test_report_of_several_runs_sets_them_side_by_side():
+    for _ in range(2):
+        document("fit", "normal_mean", *FAST)
+    assert run("report", "runs/normal_mean", "runs/normal_mean-2").stdout == "comparison.html\n"
+    page = Path("comparison.html").read_text()
+    assert "2 fits side by side" in page
+    assert "runs/normal_mean-2" in page
+
+
 def test_a_table_that_cannot_be_written_is_exit_code_2():
     run("fit", "normal_mean", *FAST)
     assert "nowhere" in complaint("compare", "runs/normal_mean", "--csv", "nowhere/table.csv")
