@@ -18,7 +18,7 @@ sys.path.insert(0, str(DOCS))
 run_blocks = importlib.import_module("run_blocks")
 sys.path.remove(str(DOCS))
 
-PAGES = ["tutorial.md", *sorted(str(path.relative_to(DOCS)) for path in (DOCS / "howto").glob("*.md")), "errors.md"]
+PAGES = ["tutorial.md", *sorted(str(path.relative_to(DOCS)) for path in (DOCS / "howto").glob("*.md")), "errors.md", "../README.md"]
 QUICK = ("tutorial.md", "howto/from_pymc.md", "errors.md")  # the others take some twenty seconds each
 
 
