@@ -52,6 +52,7 @@ html_css_files = ["pyrovi.css"]
 html_math_renderer = "svg"
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # fetched from the pages, which a browser does not allow where they are files
 pygments_style = "default"
 pygments_dark_style = "github-dark"
 
