@@ -12,7 +12,7 @@ CODE = re.compile(r"(?<!`)(`[^`\n]+`)(?!`)")
 
 
 COLON = "\ue000"
-"""Stands for the first colon of a property's docstring while napoleon looks at it, which would take what is before it for a type."""
+"""Stands for the first colon of a property's docstring while napoleon looks at it, which would take that for the end of a type."""
 
 
 def link(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
