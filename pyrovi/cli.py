@@ -124,7 +124,7 @@ def list_recipes(as_json: AsJson = False) -> None:
     columns = ("name", "title", "document", "guide", "exact")
     rows = [(r.name, r.title, r.document, _guide_name(r.guide), r.exact is not None) for r in pyrovi.recipes.values()]
     if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        print_json({"recipes": [dict(zip(columns, row, strict=True)) for row in rows]})
         return
     print_plain([[*words, "yes" if exact else "no"] for *words, exact in rows], columns)
 

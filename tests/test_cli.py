@@ -69,7 +69,7 @@ def test_list_names_every_recipe_within_80_columns():
 
 
 def test_list_as_json_says_which_recipes_have_an_exact_posterior():
-    listed = {row["name"]: row for row in document("list")}
+    listed = {row["name"]: row for row in document("list")["recipes"]}
     assert {name: row["exact"] for name, row in listed.items()} == {r.name: r.exact is not None for r in pyrovi.recipes.values()}
     assert listed["normal_mean"] == {
         "name": "normal_mean", "title": "the mean of a Normal", "document": "D3", "guide": "handwritten", "exact": True
