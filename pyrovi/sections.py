@@ -18,6 +18,7 @@ from pyrovi._exact import ExactPosterior
 from pyrovi._loo import Loo, loo
 from pyrovi.errors import PyroviError
 from pyrovi.page import ROWS, attempt, table
+from pyrovi.plots.diagnostics import called
 from pyrovi.result import Fit, Status
 from pyrovi.svg import drawing
 from pyrovi.verdict import Verdict
@@ -25,7 +26,7 @@ from pyrovi.verdict import Verdict
 if TYPE_CHECKING:
     from pyrovi._calibrate import Calibration
 
-__all__ = ["COMPARED", "MEANING", "affordable", "call", "data_of", "leave_one_out", "sections", "verdict_of"]
+__all__ = ["COMPARED", "MEANING", "affordable", "call", "data_of", "draws_at_most", "leave_one_out", "sections", "verdict_of"]
 
 COMPARED = {"mean": ",", "mean_ref": ",", "error": "+z.3f", "sd": ",", "sd_ref": ",", "sd_ratio": ".3f"}
 """The comparison's columns on the page; `,` is four significant digits."""
@@ -64,7 +65,7 @@ def sections(
     draws: int = 1_000,
 ) -> dict[str, Any]:
     """What the template of one fit asks for; the arguments are those of `report`."""
-    values = fit.posterior_arrays(draws)
+    values = fit.posterior_arrays(draws_at_most(fit, draws))
     spread = bool(values) and not fit.point_estimate
     beside = exact if exact is not None else reference
     none = "" if spread else "The fit is a point, or has no latent variable: there is no spread to show."
@@ -72,6 +73,7 @@ def sections(
     return {
         "fit": fit,
         "steps": fit.elbo.shape[-1],
+        "drawn": called(fit),
         "variables": {name: value.shape[1:] for name, value in values.items()},
         "draws": max(map(len, values.values()), default=0),
         "point": fit.point_estimate,
@@ -80,8 +82,8 @@ def sections(
         "exact": exact,
         "comparison": _comparison(fit, exact, values) if exact is not None and values else None,
         "referred": attempt(lambda: _comparison(fit, reference, values)) if reference is not None and exact is None else None,
-        "densities": attempt(lambda: _densities(fit, beside, draws), none),
-        "forest": attempt(lambda: _forest(fit, beside, draws), none),
+        "densities": attempt(lambda: _densities(values, beside), none),
+        "forest": attempt(lambda: _forest({called(fit): values}, beside), none),
         "summary": _summary(fit, {name: values[name] for name in kept}) if kept else None,
         "not_summarised": [name for name in values if name not in kept],
         "elbo": attempt(lambda: _elbo(fit, exact), "" if fit.elbo.size else "No step was completed."),
@@ -130,6 +132,13 @@ def _budget(fit: Fit, most: int) -> int:
     return min(most, NUMBERS // _scalars(fit), most if fit.problem.vectorize else 500)
 
 
+def draws_at_most(fit: Fit, draws: int) -> int:
+    """As many, or fewer where every draw takes a run of a large model, for sites that it computes."""
+    if fit.problem is None or not (fit.problem.batches is not None or fit.problem.structure.of_kind("deterministic")):
+        return draws
+    return min(draws, max(LEAST, _budget(fit, draws)))
+
+
 def data_of(fit: Fit) -> dict[str, int]:
     """By observed site, how many numbers it has."""
     if fit.problem is not None:
@@ -173,23 +182,23 @@ def _comparison(fit: Fit, other: Any, values: Mapping[str, NDArray[np.float64]])
     }
 
 
-def _densities(fit: Fit, beside: Any | None, draws: int) -> Any:
+def _densities(values: Mapping[str, NDArray[np.float64]], beside: Any | None) -> Any:
     what = "" if beside is None else ", with the exact density" if isinstance(beside, ExactPosterior) else ", with the reference's"
     return drawing(
         "posterior",
         "Marginal posteriors",
         f"Histograms of draws, a panel a scalar{what} over each. The numbers are in the summary.",
-        lambda: plots.posterior(fit, beside, draws=draws),
+        lambda: plots.posterior(values, beside),
     )
 
 
-def _forest(fit: Fit, beside: Any | None, draws: int) -> Any:
+def _forest(drawn: Mapping[str, Mapping[str, NDArray[np.float64]]], beside: Any | None) -> Any:
     what = "" if beside is None else ", and the same of the reference"
     return drawing(
         "intervals",
         "Forest plot",
         f"A row a scalar: its median, its central 50% and 90%{what}. The numbers are in the summary.",
-        lambda: plots.forest(fit, beside, draws=draws),
+        lambda: plots.forest(drawn, beside),
     )
 
 

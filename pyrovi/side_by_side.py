@@ -16,7 +16,7 @@ from pyrovi.estimate import Estimate
 from pyrovi.page import attempt, number, table
 from pyrovi.plots.diagnostics import draws_of
 from pyrovi.result import Fit
-from pyrovi.sections import MEANING, affordable, call, leave_one_out, verdict_of
+from pyrovi.sections import MEANING, affordable, call, draws_at_most, leave_one_out, verdict_of
 from pyrovi.svg import drawing
 from pyrovi.verdict import Verdict
 
@@ -39,7 +39,8 @@ def side_by_side(
     verdicts = {name: verdict_of(fit, exact, checked) for name, fit in fits.items()}
     elbos = {name: _elbo(fit, verdicts[name]) for name, fit in fits.items()}
     left_out = {name: attempt(lambda fit=fit: leave_one_out(fit), affordable(fit, 100)) for name, fit in fits.items()}  # type: ignore[misc]
-    spread = {name: fit for name, fit in fits.items() if not fit.point_estimate}
+    samples = {name: fit.posterior_arrays(draws_at_most(fit, draws)) for name, fit in fits.items()}
+    spread = {name: samples[name] for name, fit in fits.items() if samples[name] and not fit.point_estimate}
     return {
         "fits": fits,
         "verdicts": verdicts,
@@ -54,11 +55,11 @@ def side_by_side(
                 "intervals",
                 "Forest plot of all fits",
                 "A row a scalar, a line a fit: its median, its central 50% and 90%. The numbers are in the table by variable.",
-                lambda: plots.forest(spread, beside, draws=draws),
+                lambda: plots.forest(spread, beside),
             ),
             "" if spread else "All fits are points: there is no spread to show.",
         ),
-        "variables": attempt(lambda: table(_by_variable(fits, beside, draws), {})),
+        "variables": attempt(lambda: table(_by_variable(fits, samples, beside), {})),
         "exact": exact,
         "reference": reference,
         "settings": _settings(fits),
@@ -141,11 +142,10 @@ def _estimate(value: Estimate | None) -> str:
     return str(value) if value is not None and math.isfinite(value.value) else "–"
 
 
-def _by_variable(fits: Mapping[str, Fit], beside: Any | None, draws: int) -> pd.DataFrame:
+def _by_variable(fits: Mapping[str, Fit], samples: Mapping[str, Any], beside: Any | None) -> pd.DataFrame:
     """Means and sds of every scalar that the first fit has, a column a fit."""
     import pandas as pd
 
-    samples = {name: fit.posterior_arrays(draws) for name, fit in fits.items()}
     first = next(iter(samples.values()))
     if not first:
         raise PyroviError("the fits have no latent variable, and so nothing to set side by side")

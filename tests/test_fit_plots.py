@@ -150,3 +150,10 @@ def test_unknown_names_are_one_sentence():
         fitted().plot.predictive("w")
     with pytest.raises(pyrovi.SettingsError, match="at least one fit"):
         plots.forest({})
+
+
+def test_draws_at_hand_will_do_in_place_of_a_fit():
+    draws = {"w": np.linspace(0.0, 1.0, 101)}
+    axes = plots.forest({"mine": draws, "q": fitted()}, var_names=["w"]).axes[0]
+    assert axes.lines[0].get_xdata()[0] == 0.5
+    assert plots.posterior(draws).axes[0].patches[0].get_label() == "draws"

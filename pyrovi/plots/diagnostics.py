@@ -28,7 +28,7 @@ TAIL = 0.004
 
 
 def posterior(
-    fit: Fit,
+    fit: Fit | Mapping[str, Any],
     exact: ExactPosterior | Any | None = None,
     var_names: Sequence[str] | None = None,
     *,
@@ -38,7 +38,7 @@ def posterior(
     """Histograms of draws from q, and over them the exact densities.
 
     Args:
-        fit: The fit.
+        fit: The fit; or draws by variable, each of shape `(draws, *shape)`.
         exact: The reference. Of an exact posterior the marginals are drawn as curves, for the variables that it has; of a container
             with a posterior group, as of `pyrovi.nuts`, the draws as outlined histograms.
         var_names: The variables to show, or elements of them as tables name them, `"theta[20]"`; all when None or empty.
@@ -100,15 +100,19 @@ def posterior(
     return figure
 
 
-def spread_of(fit: Fit, draws: int) -> dict[str, NDArray[np.float64]]:
-    """Draws by variable, of a fit that is more than a point."""
+def spread_of(fit: Fit | Mapping[str, Any], draws: int) -> dict[str, NDArray[np.float64]]:
+    """Draws by variable, of a fit that is more than a point, or those at hand."""
+    if not isinstance(fit, Fit):
+        return {str(name): np.asarray(value, dtype=float) for name, value in fit.items()}
     if fit.point_estimate:
         raise PyroviError("the fit is a point estimate, or has no latent variable: it has no spread to plot")
     return fit.posterior_arrays(draws)
 
 
-def called(fit: Fit) -> str:
+def called(fit: Fit | Mapping[str, Any]) -> str:
     """What the draws are that a fit gives."""
+    if not isinstance(fit, Fit):
+        return "draws"
     if fit.sample is None:
         return "draws from q"
     return "draws from q, weighted" if fit.sample.weights is not None else "draws moved to the posterior"

@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 
 def forest(
-    fits: Fit | Mapping[str, Fit],
+    fits: Fit | Mapping[str, Fit | Mapping[str, Any]],
     exact: ExactPosterior | Any | None = None,
     var_names: Sequence[str] | None = None,
     *,
@@ -43,7 +43,8 @@ def forest(
     Variables whose spans differ more than twentyfold have axes of their own, so that none is squeezed to a point.
 
     Args:
-        fits: A fit; or several by name, drawn one under the other in each row.
+        fits: A fit; or several by name, drawn one under the other in each row. In place of one, draws by variable will do, each of
+            shape `(draws, *shape)`.
         exact: The reference, drawn below them: the exact posterior, or a container with a posterior group, as of `pyrovi.nuts`.
         var_names: The variables to show, or elements of them, `"theta[2]"`; all of the first fit's when None or empty.
         max_rows: How many scalars to show; past it every variable has its share, and the figure says how many are shown.

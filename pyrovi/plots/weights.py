@@ -26,7 +26,7 @@ __all__ = ["khat", "log_ratios", "loo"]
 DRAWS, UNVECTORIZED = 10_000, 1_000
 """From q: of a model whose draws run together, and of one whose draws run one by one."""
 
-LOCAL_DRAWS, MOST_DATA, LOCAL_SCALARS = 2_000, 200, 50_000_000
+LOCAL_DRAWS, MOST_DATA, LOCAL_SCALARS = 2_000, 200, 20_000_000
 """Where every datum has its own weights: draws of each, data, and numbers that model and guide compute for them."""
 
 SHOWN = 1e-3
