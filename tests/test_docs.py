@@ -2,8 +2,8 @@
 
 import ast
 import importlib
-import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -107,9 +107,31 @@ def test_pages_and_pictures_that_are_linked_to_exist():
                 assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
 
 
-def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
-    pytest.importorskip("furo", reason="the site's theme is in the extra `docs`")
-    build = pytest.importorskip("sphinx.cmd.build")
-    if os.environ.get("PYROVI_DOCS") != "1":
-        pytest.skip("PYROVI_DOCS=1 builds the site here too; `make docs` is the way")
-    assert build.main(["-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]) == 0
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # playwright's
+def test_the_site_is_read_from_its_files_without_a_request_or_an_error():
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra 'browser' is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("there is no Chromium on this machine")
+    site = DOCS / "_build" / "html"
+    pages = [path for path in sorted(site.rglob("*.html")) if "_modules" not in path.parts]
+    if not pages:
+        pytest.skip("the site is not built: make docs")
+    wrong = []
+    with playwright.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
+        page = browser.new_context(viewport={"width": 1300, "height": 900}).new_page()
+        page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        page.on("requestfailed", lambda r: wrong.append(r.url))
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        for path in pages:
+            page.goto(path.as_uri(), wait_until="load")
+            beyond = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert beyond <= 0, f"{path.name} is wider than the window"
+            assert not page.query_selector_all("img:not([alt]), svg[role=img]:not([aria-label])"), f"{path.name} has a mute picture"
+        page.goto((site / "search.html").as_uri() + "?q=verdict")
+        page.wait_for_selector("#search-results li")
+        browser.close()
+    assert not wrong
