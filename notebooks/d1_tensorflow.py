@@ -72,7 +72,7 @@ pd.DataFrame(rows).T.round(5)
 # The two columns agree: the loss was a log likelihood all along. There is no posterior to judge, and the verdict says so:
 
 # %%
-print(heads["categorical"].check())
+heads["categorical"].check()
 
 # %% [markdown]
 # ## Uncertain weights
@@ -84,6 +84,9 @@ print(heads["categorical"].check())
 # The document writes the objective for an average image, $\log p(\text{label} \mid x) - \mathrm{KL} / n$. That is the plain ELBO
 # divided by $n$. But its code takes `reduce_mean` of a KL with one entry a pixel, and so divides by the number of pixels instead.
 # On MNIST that weighs the KL $60000 / 784 = 76.5$ times too heavily, here $1500 / 64 = 23.4$ times. Both are one argument:
+
+# %%
+pyrovi.model_graph(bayesian_classifier.model, train)
 
 # %%
 classifier = pyrovi.recipe("bayesian_classifier")
@@ -185,10 +188,10 @@ plots.forest(guides, reference)
 # verdicts:
 
 # %%
-print(guides["no settings"].verdict)
+guides["no settings"].verdict
 
 # %%
-print(guides["mean field"].check())
+guides["mean field"].check()
 
 # %% [markdown]
 # Neither verdict has seen NUTS, and both are right.

@@ -50,6 +50,7 @@ plots.images(np.stack([prior_image, *zeros[:5]]).reshape(-1, 8, 8), names)
 
 # %%
 print(inspect.getsource(gamma_poisson.model))
+pyrovi.model_graph(gamma_poisson.model, data)
 
 # %% [markdown]
 # ## The fit
@@ -91,8 +92,8 @@ print(f"sds: {table['sd_ratio'].min():.3f} to {table['sd_ratio'].max():.3f} of t
 table.loc[["theta[3]", "theta[29]", "theta[28]", "theta[0]"], ["mean", "mean_ref", "sd", "sd_ref", "error", "sd_ratio"]].round(4)
 
 # %% [markdown]
-# Two pixels of the upper and the lower stroke, one in the hole, and a corner that is 0 in every image. The histograms are draws
-# from $q$, the curves the exact densities. The corner's posterior is piled up on 0, and $q$ follows it there.
+# A pixel of the upper stroke, one of the right stroke, one in the hole, and a corner that is 0 in every image. The histograms are
+# draws from $q$, the curves the exact densities. The corner's posterior is piled up on 0, and $q$ follows it there.
 
 # %%
 fit.plot.posterior(["theta[3]", "theta[29]", "theta[28]", "theta[0]"], exact=exact)
@@ -104,7 +105,7 @@ fit.plot.posterior(["theta[3]", "theta[29]", "theta[28]", "theta[0]"], exact=exa
 # misses? With an exact posterior at hand the middle two are answered against that.
 
 # %%
-print(fit.check(exact))
+fit.check(exact)
 
 # %% [markdown]
 # The level is `trust`. The guide's family holds the posterior, so k-hat is below 0, which is as close as weights can tell; means
@@ -250,7 +251,7 @@ pd.DataFrame(noise).rename_axis("sd of a gradient, median over the pixels")
 
 # %% [markdown]
 # At the start the score function is 13 times as noisy as implicit reparameterization, and still three times with the baseline. It
-# would take 170 draws, or 9, to do what one does. Exactly at the posterior $\log p - \log q$ is a constant: without a baseline
+# would take 165 draws, or 9, to do what one does. Exactly at the posterior $\log p - \log q$ is a constant: without a baseline
 # that constant, some 20,000 nats shared out over the pixels, is all noise, and with one there is none at all. That holds only
 # there. `fit` uses implicit reparameterization.
 #

@@ -3,8 +3,8 @@
 python notebooks/execute.py                    all of them, some minutes each on one core
 python notebooks/execute.py d2_jax trust       these
 
-What depends on the machine or the hour is left out of the files: progress bars, what was written to the error stream, timings and
-the kernel's version. Running a notebook again so changes what its results change, and nothing else.
+What depends on the machine or the hour is left out of the files: progress bars, what was written to the error stream, when a cell
+ran and the kernel's version. Running a notebook again changes its results where they have changed, and the seconds that fits quote.
 """
 
 from __future__ import annotations
