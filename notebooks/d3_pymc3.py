@@ -175,7 +175,7 @@ print(alone.verdict)
 
 # %%
 began = time.perf_counter()
-nuts = pyrovi.nuts(fit, draws=200 if SMALL else 1_000, warmup=200 if SMALL else 500, chains=2)
+nuts = pyrovi.nuts(fit, draws=50 if SMALL else 1_000, warmup=50 if SMALL else 500, chains=2)
 seconds = time.perf_counter() - began
 answers = {"handwritten guide": fit, "automatic": automatic, "no settings": alone, "NUTS": nuts}
 rows = {}
