@@ -105,7 +105,7 @@ pd.DataFrame({name: [*at, kl(*at)] for name, at in settled.items()}, index=["loc
 # above it, and further off than if it had only matched the target's mean and sd.
 
 # %%
-print(fit.check())
+fit.check()
 
 # %% [markdown]
 # The level is `reweight`. The optimisation is at rest and $q$ is wide enough to cover the target, so k-hat is far below its
@@ -250,7 +250,7 @@ print("KL(q||p) =", pyrovi.compare(mixed, recipe.exact(**recipe.load()), draws=1
 mixed.plot.density(lambda x: np.log(target.pdf(x)))
 
 # %%
-print(mixed.check(recipe.exact(**recipe.load())))
+mixed.check(recipe.exact(**recipe.load()))
 
 # %% [markdown]
 # KL is 0 to its standard error, and the level is `trust`.
@@ -442,7 +442,7 @@ pd.DataFrame(
 ).round(3)
 
 # %%
-print(mean_field.check())
+mean_field.check()
 
 # %% [markdown]
 # Both variances come within 1.3% of maximum likelihood, and the forecast's bands lie on the exact ones. The chain's KL is 0 to

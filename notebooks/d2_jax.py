@@ -80,9 +80,10 @@ fit.plot.elbo(exact)
 
 # %% [markdown]
 # No ELBO can be above the log evidence, and the gap is $\mathrm{KL}(q \| p)$. The points on the right stay 12 nats below the
-# line: at a constant rate the parameters keep wandering about their optimum. What a fit reports is the mean of the last half's
-# iterates, unless the last one scores better, and that is much closer than any single step. The table compares draws from $q$
-# with the exact posterior, pixel by pixel: means, sds and quantiles of both, and the error of the mean in posterior sds.
+# line: at a constant rate the parameters keep wandering about their optimum, which is what the fit's advice above complains of.
+# What a fit reports is the mean of the last half's iterates, unless the last one scores better, and that is much closer than any
+# single step. The table compares draws from $q$ with the exact posterior, pixel by pixel: means, sds and quantiles of both, and
+# the error of the mean in posterior sds.
 
 # %%
 table = pyrovi.compare(fit, exact, draws=10_000)
