@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pyrovi._fit import fit
 from pyrovi._fit_many import ONE_FIT_ONLY, fit_many
 from pyrovi._typing import Data, Guide, Model
+from pyrovi.arguments import columns_taken
 from pyrovi.errors import ModelError, PyroviError, SettingsError
 from pyrovi.fits import Fits
 from pyrovi.preflight import Problem
@@ -191,6 +192,7 @@ def calibrate(
             raise SettingsError(f"calibrate takes no setting {name!r}: it fits many data sets at once")
     if settings.get("transform") is not None:
         raise SettingsError("calibrate simulates what the model sees, which a transform would change again; drop transform")
+    data, _ = columns_taken(model, data)
     one = fit(model, guide, data, method="svi", seed=seed, **settings)
     if one.point_estimate:
         raise PyroviError("the fit is a point estimate, or has no latent variable: its draws have no ranks")

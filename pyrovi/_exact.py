@@ -129,13 +129,15 @@ def settled_problem(model: Model, data: Data | None) -> Problem:
     from pyro.infer.autoguide import AutoDelta
     from pyro.infer.autoguide.initialization import InitMessenger
 
+    from pyrovi.arguments import check_arguments, columns_taken
     from pyrovi.errors import ModelError
-    from pyrovi.inputs import check_arguments, clone, to_tensors
+    from pyrovi.inputs import clone, to_tensors
     from pyrovi.preflight import prepare
     from pyrovi.structure import Structure
     from pyrovi.tracing import feasible, run
 
     device = torch.device("cpu")
+    data, _ = columns_taken(model, data)
     tensors = to_tensors(data, torch.float64, device)
     check_arguments(model, tensors)
     model, _ = clone(model, None, torch.float64, device)

@@ -21,10 +21,11 @@ from pyro.infer.autoguide import AutoGuide
 
 from pyrovi._auto import NotAutomatic, fit_auto
 from pyrovi._isolation import isolated
-from pyrovi._typing import Data, Guide, Model, Path, Transform
+from pyrovi._typing import Data, Guide, Model, Path, Table, Transform
+from pyrovi.arguments import columns_taken
 from pyrovi.deterministic import SVI_ONLY, fit_deterministic
 from pyrovi.engine import ENGINES
-from pyrovi.errors import ModelError, SettingsError, nearest
+from pyrovi.errors import GuideError, ModelError, SettingsError, nearest
 from pyrovi.fits import Fits
 from pyrovi.inputs import as_dtype, to_tensors
 from pyrovi.objective import KLWeight, check_objective, make_objective
@@ -92,7 +93,8 @@ def fit(
             `"whitened"`, `"delta"`, `"laplace"`: `pyrovi.guides.auto`), an autoguide's class or instance, or a program that
             samples the model's latent sites. `"auto"` leaves it to the method; for SVI it is `"normal"`.
         data: Argument name to NumPy array, tensor, DataFrame or xarray array, passed to model and guide by keyword. A
-            guide may take fewer. Plain Python values are passed as they are.
+            guide may take fewer. Plain Python values are passed as they are. Or a DataFrame: the model's arguments are taken from
+            its columns, and `settings["columns_left_out"]` names the others.
         method: `"auto"` is SVI where a guide, or any of the settings of SVI below, is given. Where none is, it needs no settings:
             it finds coordinates, a Gaussian in them, and where weights say that this is not enough, Student-t's, or draws moved to
             the posterior by degrees; it gives the draws that the weights recommend, with a verdict (`docs/auto.md`).
@@ -170,11 +172,16 @@ def fit(
         ['w']
     """
     given = locals()
+    if isinstance(guide, (Mapping, Table)):
+        raise GuideError(f"the second argument is the guide, and got {type(guide).__name__}; pass the data by name, as data=…")
+    given["data"], left_out = columns_taken(model, data)
     method = given["method"] = _method(given)
     if method == "auto":
         result = _automatic(given)
     else:
         result = _deterministic(**given) if method == "deterministic" else run(**given).best()
+    if left_out:
+        result = replace(result, settings={**result.settings, "columns_left_out": left_out})
     if folder is not None:
         result.save(folder)
     return result

@@ -10,6 +10,7 @@ import numpy as np
 
 from pyrovi._fit import fit, run
 from pyrovi._typing import Data, Guide, Model
+from pyrovi.arguments import columns_taken
 from pyrovi.errors import DataError, SettingsError, nearest
 from pyrovi.fits import Fits
 
@@ -61,6 +62,7 @@ def fit_many(model: Model, guide: str | Guide = "auto", data: Data | None = None
     lengths = {name: np.shape(rows)[0] if np.ndim(rows) else 0 for name, rows in over.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         raise DataError(f"the arrays of over need a first axis of one length, a row a data set; theirs are {lengths}")
+    data, _ = columns_taken(model, data, over)
     both = [name for name in over if name in (data or {})]
     if both:
         raise DataError(f"data and over both have {both[0]!r}; give it in one of them")

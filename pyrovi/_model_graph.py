@@ -12,9 +12,10 @@ import torch
 
 from pyrovi._isolation import Parameters, isolated
 from pyrovi._typing import Data, Guide, Model, Path
+from pyrovi.arguments import check_arguments, columns_taken
 from pyrovi.errors import GuideError, ModelError, PyroviError, SettingsError, first_line
 from pyrovi.graph_layout import HEIGHT, Layout, lay_out
-from pyrovi.inputs import as_dtype, check_arguments, clone, matching_arguments, to_tensors
+from pyrovi.inputs import as_dtype, clone, matching_arguments, to_tensors
 from pyrovi.structure import Structure
 from pyrovi.tracing import run
 
@@ -126,7 +127,7 @@ def model_graph(
     if guide is not None and (isinstance(guide, (str, type)) or not callable(guide)):
         raise SettingsError(f"the guide to draw must be a function or a module; got {guide!r:.60}, which has nothing to draw")
     kind, device = as_dtype(dtype), torch.device("cpu")
-    tensors = to_tensors(data, kind, device)
+    tensors = to_tensors(columns_taken(model, data)[0], kind, device)
     check_arguments(model, tensors)
     programs: dict[str, Callable[..., Any]] = {"model": model}
     if guide is not None:

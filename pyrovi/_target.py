@@ -7,7 +7,8 @@ import inspect
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import pyrovi
+from pyrovi._typing import Data
+from pyrovi.arguments import columns_taken
 from pyrovi.errors import DataError, GuideError, ModelError, SettingsError, nearest
 from pyrovi.guides.auto import GUIDES
 
@@ -57,12 +60,16 @@ class Target(NamedTuple):
     guide: Any
     data: dict[str, Any] | None
     recipe: pyrovi.Recipe | None = None
+    left_out: Sequence[str] = ()
+    """The columns of the data file that the model does not take."""
 
     def fit(self, **settings: Any) -> pyrovi.Fit:
         """Fit it, a recipe with its own settings where none are given."""
         if self.recipe is not None:
-            return self.recipe.fit(self.data, self.guide, **settings)
-        return pyrovi.fit(self.model, self.guide or "auto", self.data, **settings)
+            fit = self.recipe.fit(self.data, self.guide, **settings)
+        else:
+            fit = pyrovi.fit(self.model, self.guide or "auto", self.data, **settings)
+        return replace(fit, settings={**fit.settings, "columns_left_out": list(self.left_out)}) if self.left_out else fit
 
     def calibrate(self, **settings: Any) -> pyrovi.Calibration:
         """Calibrate the fits of it; where no guide is named, a recipe's own, or independent Normals."""
@@ -72,12 +79,13 @@ class Target(NamedTuple):
         return pyrovi.calibrate(self.model, self.guide or "normal", self.data, **settings)
 
 
-def aimed(target: str, guide: str | None, data: Mapping[str, Any] | None, arguments: Mapping[str, Any]) -> Target:
+def aimed(target: str, guide: str | None, data: Data | None, arguments: Mapping[str, Any]) -> Target:
     """What a target on the command line stands for: a recipe, or a model in a file."""
     file, colon, name = target.rpartition(":")
     if not colon and not target.endswith(".py"):
         recipe = pyrovi.recipe(target)
-        return Target(target, recipe.model, guide, _recipe_data(recipe, data, arguments), recipe)
+        taken, left_out = columns_taken(recipe.model, data, arguments)
+        return Target(target, recipe.model, guide, _recipe_data(recipe, taken, arguments), recipe, left_out)
     path = Path(file if colon else target)
     if path.suffix != ".py" or not path.is_file():
         raise ModelError(f"there is no Python file {str(path)!r}; give FILE.py:MODEL, or a recipe that `pyrovi list` names")
@@ -93,7 +101,8 @@ def aimed(target: str, guide: str | None, data: Mapping[str, Any] | None, argume
     if data is None and "load" in functions and name != "load":
         data, arguments = _loaded(own["load"], path, arguments)
     chosen = own.get(guide, guide) if guide is not None else None
-    return Target(f"{path.stem}-{name}", own[name], chosen, {**(data or {}), **arguments} or None)
+    taken, left_out = columns_taken(own[name], data, arguments)
+    return Target(f"{path.stem}-{name}", own[name], chosen, {**(taken or {}), **arguments} or None, None, left_out)
 
 
 def _loaded(load: Callable[..., Any], path: Path, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -118,8 +127,8 @@ def _import(path: Path) -> dict[str, Any]:
     return vars(module)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Data by argument name from an .npz or .csv file; code is never run from it."""
+def read(path: Path) -> Data:
+    """The arrays of an .npz file by name, or the table of a .csv file; code is never run from it."""
     if path.suffix not in (".npz", ".csv"):
         raise DataError(f"data file {str(path)!r} is neither .npz nor .csv; write arrays with numpy.savez, or columns as .csv")
     if not path.is_file():
@@ -129,7 +138,7 @@ def read(path: Path) -> dict[str, Any]:
         if path.suffix == ".csv":
             import pandas as pd
 
-            return {str(name): column.to_numpy() for name, column in pd.read_csv(path, skipinitialspace=True).items()}
+            return pd.read_csv(path, skipinitialspace=True)
         cure = "write it with numpy.savez from arrays of numbers; pickled objects are not read"
         if not zipfile.is_zipfile(path):  # numpy would take it for a pickle and say how to run that
             raise ValueError("it is not an archive")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "console",
+    "in_few",
     "line_of",
     "middle",
     "print_comparison",
@@ -56,6 +57,12 @@ def console() -> Console:
     """Of the width of the terminal, or 80. No escape codes where stdout is none, no colours where NO_COLOR is set."""
     # Labels such as beta[age] are not markup.
     return Console(width=_width(), markup=False, highlight=False, emoji=False)
+
+
+def in_few(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(names) - ROWS} more" if len(names) > ROWS else ""
+    return ", ".join(names[:ROWS]) + more
 
 
 def _width() -> int:

@@ -19,6 +19,7 @@ from pyrovi._new import write_start
 from pyrovi._target import aimed, pairs, read
 from pyrovi._terminal import (
     console,
+    in_few,
     line_of,
     print_comparison,
     print_json,
@@ -187,6 +188,8 @@ def fit_target(
     arguments = pairs("--arg", arg or [])
     with _kept_clean(as_json or quiet):
         chosen = aimed(target, guide, read(data) if data is not None else None, arguments)
+        if chosen.left_out and not (as_json or quiet):
+            typer.echo(f"columns that the model does not take: {in_few(chosen.left_out)}")
         folder = _folder(chosen.name, out, overwrite)
         fit = chosen.fit(**settings, progress=False if quiet else None)
         saved = False

@@ -20,10 +20,11 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import get_rng_state, set_rng_state
 
-from pyrovi._typing import Tensors
+from pyrovi._typing import Data, Tensors
+from pyrovi.arguments import check_arguments, columns_taken
 from pyrovi.errors import DataError, ModelError, SettingsError, first_line, nearest
 from pyrovi.guides.coordinates import AutoCoordinates
-from pyrovi.inputs import check_arguments, describe, to_tensors
+from pyrovi.inputs import describe, to_tensors
 from pyrovi.minibatch import Batched
 from pyrovi.preflight import Problem
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
@@ -114,7 +115,7 @@ def _together(parts: list[Draws]) -> Draws:
 
 
 def predict(
-    problem: Problem, n: int, posterior: Mapping[str, torch.Tensor], data: Mapping[str, Any] | None, redraw: Sequence[str] = ()
+    problem: Problem, n: int, posterior: Mapping[str, torch.Tensor], data: Data | None, redraw: Sequence[str] = ()
 ) -> Tensors:
     """The model's observed sites (and deterministic ones, with new data) drawn anew for each of `n` posterior draws."""
     unknown = [name for name in redraw if name not in problem.structure.latent]
@@ -403,9 +404,9 @@ def _cat(parts: Iterator[Tensors]) -> Tensors:
     return {name: torch.cat([part[name] for part in whole]) for name in whole[0]}
 
 
-def _new_data(problem: Problem, data: Mapping[str, Any]) -> dict[str, Any]:
+def _new_data(problem: Problem, data: Data) -> dict[str, Any]:
     """Arguments for a prediction: new ones over the old. Old outcomes are None, unless the model has to have them."""
-    new = to_tensors(data, problem.dtype, problem.device)
+    new = to_tensors(columns_taken(problem.model, data, problem.data)[0], problem.dtype, problem.device)
     check_arguments(problem.model, {**problem.data, **new})
     return {**{n: None if _is_outcome(problem, v) else v for n, v in problem.data.items()}, **new}
 

@@ -1,12 +1,11 @@
-"""What the user hands over, made ready: data as tensors, modules as private copies, arguments matched to signatures."""
+"""What the user hands over, made ready: data as tensors, modules as private copies, a guide that takes what it names."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 
 from pyrovi._typing import Guide, Model, Transform
-from pyrovi.errors import DataError, GuideError, ModelError, nearest
+from pyrovi.arguments import signature
+from pyrovi.errors import DataError, GuideError, nearest
 
-__all__ = ["as_dtype", "check_arguments", "clone", "describe", "matching_arguments", "to_tensors", "transformed"]
+__all__ = ["as_dtype", "clone", "describe", "matching_arguments", "to_tensors", "transformed"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -47,7 +47,7 @@ def to_tensors(data: Mapping[str, Any] | None, dtype: torch.dtype, device: torch
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        raise DataError(f"data must map argument names to arrays, as in {{'x': x}}; got {type(data).__name__}")
+        raise DataError(f"data must map argument names to arrays, as in {{'x': x}}, or be a table; got {type(data).__name__}")
     return {name: _to_tensor(name, value, dtype, device) for name, value in data.items()}
 
 
@@ -74,7 +74,7 @@ def _to_tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) 
         except ValueError as error:
             raise DataError(f"data {name!r} is not an array: {str(error).splitlines()[0]}") from error
         if array.dtype.kind not in "biuf":
-            raise DataError(f"data {name!r} holds {array.dtype} values, not numbers; encode or drop those columns")
+            raise DataError(_not_numbers(name, array))
         if array.dtype.kind == "u":
             array = array.astype(np.int64)  # which does not wrap around
         if not array.flags.writeable or any(stride < 0 for stride in array.strides):
@@ -89,7 +89,30 @@ def _to_tensor(name: str, value: Any, dtype: torch.dtype, device: torch.device) 
     return tensor.to(device)
 
 
-def _check_finite(name: str, tensor: torch.Tensor, how: str = "; drop or impute them") -> None:
+def _not_numbers(name: str, array: np.ndarray) -> str:
+    """What a column holds that is no number, and how to make numbers of it."""
+    words = [value for value in array.reshape(-1)[:10_000].tolist() if isinstance(value, str)]
+    odd = list(dict.fromkeys(word for word in words if not _is_number(word)))
+    if not odd:
+        return f"data {name!r} holds {array.dtype} values, not numbers; encode or drop those columns"
+    shown = ", ".join(map(repr, odd[:2]))
+    if len(words) < array.size or len(odd) < len(set(words)):
+        return f"data {name!r} holds text ({shown}) among the numbers; mend those cells, or drop their rows"
+    return (
+        f"data {name!r} holds text ({shown}), not numbers; encode it, as in (table[{name!r}] == {odd[-1 if len(odd) < 3 else 1]!r})"
+        f".astype(float), or as numbers of groups, pandas.factorize(table[{name!r}])[0]"
+    )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_finite(name: str, tensor: torch.Tensor, how: str = "; drop or impute them, or mask them in the model") -> None:
     bad = ~torch.isfinite(tensor)
     if bad.any():
         kind = "NaN" if torch.isnan(tensor).any() else "infinite"
@@ -113,31 +136,6 @@ def transformed(transform: Transform | None, data: Mapping[str, Any]) -> dict[st
 
 def in_short(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-
-
-def signature(program: Callable[..., Any]) -> inspect.Signature:
-    return inspect.signature(program.forward if isinstance(program, torch.nn.Module) else program)
-
-
-def check_arguments(model: Model, data: Mapping[str, Any]) -> None:
-    """Raise where the data's names are not those that the model takes."""
-    if not callable(model):
-        raise ModelError(f"model must be a function or a module of Pyro; got {type(model).__name__}")
-    parameters = signature(model).parameters
-    kinds = {p.kind for p in parameters.values()}
-    takes = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if inspect.Parameter.POSITIONAL_ONLY in kinds:
-        raise ModelError("the model has positional-only arguments; data are passed by name, so drop the '/' from its signature")
-    if not takes and inspect.Parameter.VAR_POSITIONAL in kinds:
-        raise ModelError("the model takes *args; data are passed by name, so give its arguments names")
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        for name in data:
-            if name not in takes:
-                raise DataError(f"the model takes no data named {name!r}; {nearest(name, takes)}")
-    for name, parameter in takes.items():
-        if parameter.default is parameter.empty and name not in data:
-            extra = nearest(name, data) if data else "no data were given"
-            raise DataError(f"the model needs data named {name!r}; {extra}")
 
 
 def matching_arguments(guide: Guide, data: Mapping[str, Any], model: Model) -> Guide:

@@ -18,11 +18,12 @@ from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape, get_rng_state, set_rng_state
 
 from pyrovi._isolation import Parameters
-from pyrovi._typing import Guide, Model, Transform
+from pyrovi._typing import Data, Guide, Model, Transform
+from pyrovi.arguments import check_arguments, columns_taken
 from pyrovi.batching import find_batches, find_plate
 from pyrovi.errors import DataError, DiscreteLatent, GuideError, ModelError, first_line, nearest
 from pyrovi.guides.auto import make_guide
-from pyrovi.inputs import check_arguments, clone, matching_arguments, to_tensors, transformed
+from pyrovi.inputs import clone, matching_arguments, to_tensors, transformed
 from pyrovi.minibatch import Batched, Minibatches
 from pyrovi.structure import Site, Structure, is_deterministic, per_draw
 from pyrovi.tracing import check_observed, family, feasible, in_words, is_real, outside_support, run
@@ -97,7 +98,7 @@ class Problem:
 def prepare(
     model: Model,
     guide: Any,
-    data: Mapping[str, Any] | None,
+    data: Data | None,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -111,7 +112,7 @@ def prepare(
     Raises:
         DataError, ModelError, GuideError, SettingsError: One sentence each; see `pyrovi.errors`.
     """
-    raw = to_tensors(data, dtype, device)
+    raw = to_tensors(columns_taken(model, data)[0], dtype, device)
     check_arguments(model, raw)
     tensors = transformed(transform, raw) if transform is not None else raw
     model, guide = clone(model, guide, dtype, device)
@@ -127,6 +128,12 @@ def prepare(
             raw |= {name: raw[name].to(dtype) for name in integers}
             tensors = transformed(transform, raw) if transform is not None else raw
             trace = _look(model, tensors)
+    forgotten = [name for name in Structure.of(trace).latent if isinstance(tensors.get(name), torch.Tensor)]
+    if forgotten:
+        raise ModelError(
+            f"site {forgotten[0]!r} has the name of the data {forgotten[0]!r} but no obs=; did you forget obs={forgotten[0]}? "
+            "If the site is a latent, give the one or the other another name"
+        )
     structure = check_observed(trace)
     discrete = [name for name, site in structure.latent.items() if getattr(site.support, "is_discrete", False)]
     if discrete and isinstance(guide, AutoGuide):
@@ -183,7 +190,7 @@ def check_outcomes(problem: Problem, stacked: Mapping[str, torch.Tensor]) -> Non
                 )
 
 
-def on(problem: Problem, data: Mapping[str, Any]) -> Problem:
+def on(problem: Problem, data: Data) -> Problem:
     """The problem with other data, checked like the first, inside `isolated` with the fit's parameters loaded.
 
     Raises:
@@ -195,7 +202,7 @@ def on(problem: Problem, data: Mapping[str, Any]) -> Problem:
             f"the model subsamples plate {problem.batches.plate!r} itself and would see a random part of these data; write the "
             f"plate plainly, as pyro.plate({problem.batches.plate!r}, len(x))"
         )
-    new = to_tensors(data, problem.dtype, problem.device)
+    new = to_tensors(columns_taken(problem.model, data, problem.data)[0], problem.dtype, problem.device)
     merged = {**{name: value for name, value in problem.data.items() if name not in new}, **new}
     check_arguments(problem.model, merged)
     moved = replace(problem, data=merged, transform=None, batches=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,8 +42,29 @@ def run(program: Callable[..., Any], data: Mapping[str, Any], error: type[Pyrovi
         what = "model" if error is ModelError else "guide"
         at = f" at or after site {position.site!r}" if position.site else ""
         raise error(
-            f"the {what} raised {type(exception).__name__}{at}: {first_line(exception)} (data: {describe(data)})"
+            f"the {what} raised {type(exception).__name__}{at}: {first_line(exception)}{_of_index(exception, data)}"
+            f" (data: {describe(data)})"
         ) from exception
+
+
+def _of_index(exception: Exception, data: Mapping[str, Any]) -> str:
+    """Which of the data was no good as an index, and what to do, where that is what was raised."""
+    text, arrays = str(exception), {n: v for n, v in data.items() if isinstance(v, torch.Tensor) and v.numel()}
+    if "used as indices must be" in text:
+        whole = [n for n, v in arrays.items() if v.is_floating_point() and v.ndim and bool((v == v.round()).all())]
+        if whole:
+            return f"; an index has to be whole numbers: give {whole[0]!r} as integers, by .astype(int), or .long() of a tensor"
+    found = re.search(r"index (\d+) is out of bounds for dimension \d+ with size (\d+)", text)
+    if found is None:
+        return ""
+    index, size = int(found[1]), int(found[2])
+    integers = {n: v for n, v in arrays.items() if not v.is_floating_point() and v.dtype is not torch.bool}
+    guilty = [n for n, v in integers.items() if bool((v == index).any())]
+    if index == size:  # the last of the groups, which an outcome may be larger than
+        guilty = [n for n in guilty if int(integers[n].max()) == size] or guilty
+    runs = [f"{n!r} runs from {int(integers[n].min())} to {int(integers[n].max())}" for n in guilty]
+    cure = "" if index == size else ", and pandas.factorize gives such numbers"
+    return f"; indices count from 0{cure}: {', '.join(runs)}" if runs else ""
 
 
 def feasible(site: Any) -> torch.Tensor:

@@ -185,6 +185,15 @@ def test_ones_own_model_is_fitted_to_columns_of_a_csv_file_and_summarised():
     assert pyrovi.load("runs/coin-model").settings["guide"] == "normal"
 
 
+def test_columns_that_the_model_does_not_take_are_left_out_and_named():
+    Path("more.csv").write_text("id,flips,who\n1,1.0,ann\n2,0.0,bob\n")
+    out = run("fit", "coin.py:model", "--data", "more.csv", *FAST).stdout
+    assert out.startswith("columns that the model does not take: id, who\n")
+    told = document("fit", "coin.py:model", "--data", "more.csv", *FAST)
+    assert told["settings"]["columns_left_out"] == ["id", "who"]
+    assert run("fit", "coin.py:model", "--data", "more.csv", *FAST, "--quiet").stdout == ""
+
+
 def test_a_guide_function_beside_the_model_is_found_by_name():
     told = document("fit", "coin.py:model", "--guide", "beta", "--data", "flips.csv", *FAST)
     assert told["settings"]["guide"] == "beta"
@@ -270,7 +279,7 @@ def test_data_files_that_cannot_be_read_are_named_with_the_cure():
     Path("words.csv").write_text("flips\nhead\ntail\n")
     assert "data 'flips' holds" in about("words.csv")
     Path("other.csv").write_text("flip\n1.0\n")
-    assert "the model takes no data named 'flip'; did you mean 'flips'?" in about("other.csv")
+    assert "the model needs data named 'flips'; did you mean the column 'flip'?" in about("other.csv")
 
 
 class Trap:
