@@ -34,7 +34,7 @@ def steps(n: int) -> int:
 
 
 train, test = (bayesian_classifier.load(split=split) for split in ("train", "test"))
-plots.images(train["images"][:20].reshape(-1, 8, 8), train["labels"][:20], columns=10)
+plots.images(train["images"][:14].reshape(-1, 8, 8), train["labels"][:14], columns=7)
 
 # %% [markdown]
 # ## A loss is a log likelihood
@@ -83,7 +83,8 @@ heads["categorical"].check()
 #
 # The document writes the objective for an average image, $\log p(\text{label} \mid x) - \mathrm{KL} / n$. That is the plain ELBO
 # divided by $n$. But its code takes `reduce_mean` of a KL with one entry a pixel, and so divides by the number of pixels instead.
-# On MNIST that weighs the KL $60000 / 784 = 76.5$ times too heavily, here $1500 / 64 = 23.4$ times. Both are one argument:
+# On MNIST that weighs the KL $60000 / 784 = 76.5$ times too heavily, here $1500 / 64 = 23.4$ times. The argument `kl_weight` has
+# both.
 
 # %%
 pyrovi.model_graph(bayesian_classifier.model, train)
@@ -114,10 +115,10 @@ bayesian.plot.elbo()
 
 # %%
 weights = bayesian.posterior_arrays(500)["net.0.weight"]
-plots.images(weights.mean(0).T.reshape(-1, 8, 8), [f"{digit}" for digit in range(10)], columns=10, signed=True)
+plots.images(weights.mean(0).T.reshape(-1, 8, 8), [f"{digit}" for digit in range(10)], columns=5, signed=True)
 
 # %%
-plots.images(weights.std(0).T.reshape(-1, 8, 8), [f"{digit}" for digit in range(10)], columns=10)
+plots.images(weights.std(0).T.reshape(-1, 8, 8), [f"{digit}" for digit in range(10)], columns=5)
 
 # %% [markdown]
 # Ink in the middle speaks against a zero, ink on the left against a three. Weights of the margins, where there is never any ink,
@@ -136,7 +137,7 @@ unsure = np.argsort(probabilities.max(1))[:10]
 titles = [
     f"{p.argmax()}? {p.max():.0%}, is {truth}" for p, truth in zip(probabilities[unsure], test["labels"][unsure], strict=True)
 ]
-plots.images(test["images"][unsure].reshape(-1, 8, 8), titles, columns=10)
+plots.images(test["images"][unsure].reshape(-1, 8, 8), titles, columns=5)
 
 # %% [markdown]
 # Of these ten it gets five right, about what probabilities of 30% to 41% promise; of all 297 it gets 92%.

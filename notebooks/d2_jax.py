@@ -174,7 +174,7 @@ legend = axis.legend(frameon=False)
 
 # %%
 ten = fit.predictive(10)["x"][:, 0].reshape(10, 8, 8)
-plots.images(ten, columns=10)
+plots.images(ten, columns=5)
 
 # %% [markdown]
 # Blurry zeros with loose pixels: given $\theta$ the pixels are independent, so a stroke is not a stroke. We come back to that
@@ -272,7 +272,7 @@ digits = poisson_factorization.load(0 if SMALL else None)
 factorized = recipe_of_factors.fit(digits, steps=300 if SMALL else 4_000)
 draws = factorized.posterior_arrays(30 if SMALL else 200)
 factors = poisson_factorization.factors(draws["theta"], draws["beta"])
-plots.images(factors.images.reshape(-1, 8, 8), [f"{share:.1%}" for share in factors.share], columns=10, own_scale=True)
+plots.images(factors.images.reshape(-1, 8, 8), [f"{share:.1%}" for share in factors.share], columns=7, own_scale=True)
 
 # %% [markdown]
 # The factors are pieces of strokes, the one with the largest share of all counts first. The means of ten images of a zero, by the
