@@ -5,6 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pyro
 import pyro.distributions as dist
+import pyro.nn
 import pytest
 import torch
 
@@ -79,6 +80,21 @@ def test_pyro_and_the_users_modules_are_left_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not loose.requires_grad
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_module_given_as_the_model_is_not_run_itself():
+    class Model(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1)
+
+        def forward(self, x, y):
+            mean = self.norm(x[:, None])[:, 0] + pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+    model = Model()
+    pyrovi.model_graph(model, {"x": [1.0, 2.0], "y": [0.0, 1.0]})
+    assert model.norm.num_batches_tracked == 0
 
 
 def test_hostile_names_stay_text():

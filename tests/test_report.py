@@ -216,7 +216,7 @@ def test_hostile_site_name_stays_text(tmp_path):
     def model(x):
         w = pyro.sample(HOSTILE, dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+            pyro.sample(f"x{HOSTILE}", dist.Normal(w, 1.0), obs=x)
 
     exact = pyrovi.ExactPosterior(marginals={HOSTILE: stats.norm(1.5, 0.5)}, log_evidence=-5.0)
     fit = replace(fitted(model), advice="</p><script>alert(3)</script>")
