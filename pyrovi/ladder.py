@@ -98,12 +98,13 @@ def search(
     if not best.enough:
         tell("more draws")
         best = extended(density, best)
-    if (best.enough or best.nearly) and density.dimension <= FEW_LATENTS and not best.standing:
+    # Student-t's were matched to their own draws, and may stand still for that.
+    if (best.enough or best.nearly) and density.dimension <= FEW_LATENTS and (best.rung == "student" or not best.standing):
         tell("widened")
         wide = widened(density, best, seed)
-        if wide is not best:
+        if wide.parameters is not best.parameters:
             tried.append(wide)
-            best = extended(density, wide)
+        best = extended(density, wide)
     if best.enough:
         tell("settled")
         best = settled(density, best, seed)

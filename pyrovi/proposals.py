@@ -23,7 +23,7 @@ from pyrovi.importance import Weights, weigh
 from pyrovi.pathfinder import Start, standard_draws
 from pyrovi.tempering import Settled, Tempered
 
-__all__ = ["Proposal", "aligned", "extended", "gaussian", "judged", "skewed", "standard", "values"]
+__all__ = ["MOST", "Proposal", "aligned", "drawn", "extended", "gaussian", "judged", "skewed", "standard", "values"]
 
 Array = NDArray[np.float64]
 
@@ -169,12 +169,18 @@ def extended(density: Density, p: Proposal) -> Proposal:
         if p.weights.good is False or p.enough or p.weights.ess / p.weights.draws < ENOUGH / MOST:
             break
         wanted = 1.2 * ENOUGH * p.weights.draws / p.weights.ess if p.weights.good else most
-        upto = min(most, max(2 * len(p.z), math.ceil(wanted)))
-        z, log_q = p.draws(upto - len(p.z), 1 + stream)
-        ratio = np.concatenate([p.ratio, (density(z) - log_q).numpy()])
-        together, weights = torch.cat([p.z, z]), weigh(ratio)
-        p = replace(p, z=together, ratio=ratio, weights=weights, tail=_tail(density, together, weights))
+        p = drawn(density, p, min(most, max(2 * len(p.z), math.ceil(wanted))), 1 + stream)
     return p
+
+
+def drawn(density: Density, p: Proposal, upto: int, stream: int) -> Proposal:
+    """The same with more draws, so many in all."""
+    if upto <= len(p.z):
+        return p
+    z, log_q = p.draws(upto - len(p.z), stream)
+    ratio = np.concatenate([p.ratio, (density(z) - log_q).numpy()])
+    together, weights = torch.cat([p.z, z]), weigh(ratio)
+    return replace(p, z=together, ratio=ratio, weights=weights, tail=_tail(density, together, weights))
 
 
 def values(density: Density, z: torch.Tensor) -> torch.Tensor:
