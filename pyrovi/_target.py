@@ -18,10 +18,11 @@ import numpy as np
 import pyrovi
 from pyrovi._typing import Data
 from pyrovi.arguments import columns_taken
-from pyrovi.errors import DataError, GuideError, ModelError, SettingsError, nearest
+from pyrovi.errors import DataError, GuideError, ModelError, RunFolderError, SettingsError, nearest
 from pyrovi.guides.auto import GUIDES
+from pyrovi.runs import check_folder
 
-__all__ = ["OWN", "Target", "aimed", "pairs", "read"]
+__all__ = ["OWN", "Target", "aimed", "pairs", "read", "run_folder"]
 
 OWN = "__model__"
 """What the user's file is called as a module: like `__main__`, a name that no other module has."""
@@ -147,3 +148,17 @@ def read(path: Path) -> Data:
             return {name: value if value.ndim else value.item() for name, value in arrays.items()}
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"data file {str(path)!r} cannot be read ({error}); {cure}") from error
+
+
+def run_folder(name: str, out: Path | None, overwrite: bool) -> Path:
+    """The run folder, known to be writable before the fit."""
+    if out is None:
+        if overwrite:
+            raise SettingsError("--overwrite needs --out: without it the run takes a new folder")
+        out, count = Path("runs", name), 1
+        while out.exists():
+            count += 1
+            out = Path("runs", f"{name}-{count}")
+    elif out.exists() and not overwrite:
+        raise RunFolderError(f"run folder {str(out)!r} exists already; name another, or pass --overwrite")
+    return check_folder(out, overwrite=overwrite)

@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -77,13 +77,25 @@ def print_verdict(verdict: Verdict) -> None:
     console().print(Text.assemble((str(verdict.level), LEVEL_STYLES[verdict.level]), str(verdict).removeprefix(str(verdict.level))))
 
 
-def print_plain(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> None:
-    """A table of words, whose first column is never broken."""
+def print_plain(rows: Sequence[Sequence[str]], columns: Sequence[str], *, broken: str, spare: Sequence[str] = ()) -> None:
+    """A table of words.
+
+    Args:
+        rows: A word a column.
+        columns: What they are called.
+        broken: The column that is broken into lines.
+        spare: Those that a narrow terminal goes without, in this order.
+    """
+    widths = {name: max(map(cell_len, (name, *(row[i] for row in rows)))) for i, name in enumerate(columns)}
+    kept = list(columns)
+    for name in spare:
+        if _width() - sum(2 + widths[k] for k in kept if k != broken) < NAME:
+            kept.remove(name)
     table = _table()
-    for column in columns:
-        table.add_column(column, no_wrap=column == columns[0])
+    for name in kept:
+        table.add_column(name, no_wrap=name != broken)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(word for name, word in zip(columns, row, strict=True) if name in kept))
     console().print(table)
 
 

@@ -16,7 +16,7 @@ import pyrovi
 from pyrovi import _completion as completion
 from pyrovi._fit import METHODS, installed
 from pyrovi._new import write_start
-from pyrovi._target import aimed, pairs, read
+from pyrovi._target import aimed, pairs, read, run_folder
 from pyrovi._terminal import (
     console,
     in_few,
@@ -30,13 +30,13 @@ from pyrovi._terminal import (
     sentence,
 )
 from pyrovi.engine import ENGINES
-from pyrovi.errors import PyroviError, RunFolderError, SettingsError
+from pyrovi.errors import PyroviError, SettingsError
 from pyrovi.gradients import GRADIENTS
 from pyrovi.guides.auto import GUIDES
 from pyrovi.objective import OBJECTIVES
 from pyrovi.optim import OPTIMIZERS, SCHEDULES
 from pyrovi.restarts import RESTARTS
-from pyrovi.runs import REPORT, check_folder, keep_verdict
+from pyrovi.runs import REPORT, keep_verdict
 
 __all__ = ["app", "main"]
 
@@ -127,7 +127,8 @@ def list_recipes(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"recipes": [dict(zip(columns, row, strict=True)) for row in rows]})
         return
-    print_plain([[*words, "yes" if exact else "no"] for *words, exact in rows], columns)
+    words = [[*texts, "yes" if exact else "no"] for *texts, exact in rows]
+    print_plain(words, columns, broken="title", spare=("guide", "document"))
 
 
 @app.command(
@@ -190,7 +191,7 @@ def fit_target(
         chosen = aimed(target, guide, read(data) if data is not None else None, arguments)
         if chosen.left_out and not (as_json or quiet):
             typer.echo(f"columns that the model does not take: {in_few(chosen.left_out)}")
-        folder = _folder(chosen.name, out, overwrite)
+        folder = run_folder(chosen.name, out, overwrite)
         fit = chosen.fit(**settings, progress=False if quiet else None)
         saved = False
         try:
@@ -371,20 +372,6 @@ def new_start(
     """
     program, data = write_start(name)
     typer.echo(f"wrote {program} and {data}; next:\n\n  pyrovi fit {program}:model\n  python {program}")
-
-
-def _folder(name: str, out: Path | None, overwrite: bool) -> Path:
-    """The run folder, known to be writable before the fit."""
-    if out is None:
-        if overwrite:
-            raise SettingsError("--overwrite needs --out: without it the run takes a new folder")
-        out, count = Path("runs", name), 1
-        while out.exists():
-            count += 1
-            out = Path("runs", f"{name}-{count}")
-    elif out.exists() and not overwrite:
-        raise RunFolderError(f"run folder {str(out)!r} exists already; name another, or pass --overwrite")
-    return check_folder(out, overwrite=overwrite)
 
 
 def _exact(fit: pyrovi.Fit) -> pyrovi.ExactPosterior | None:

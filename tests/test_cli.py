@@ -68,6 +68,14 @@ def test_list_names_every_recipe_within_80_columns():
     assert {line.split()[0] for line in lines if line[1] != " "} == {"name", *pyrovi.recipes}
 
 
+def test_list_goes_without_columns_in_a_narrow_terminal(monkeypatch):
+    monkeypatch.setattr(_terminal, "_width", lambda: 60)
+    lines = run("list").stdout.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[0].split() == ["name", "title", "exact"]
+    assert len(lines) < 4 * len(pyrovi.recipes)
+
+
 def test_list_as_json_says_which_recipes_have_an_exact_posterior():
     listed = {row["name"]: row for row in document("list")["recipes"]}
     assert {name: row["exact"] for name, row in listed.items()} == {r.name: r.exact is not None for r in pyrovi.recipes.values()}
