@@ -114,6 +114,7 @@ def test_a_name_that_is_given_is_no_guess_for_another():
         pyro.sample("a", dist.Normal(0.0, 1.0))
 
     assert complaint(model, {"lage": TABLE["x"]}) == "the model needs data named 'lbase'; given: lage"
+    assert "mean 'lage'" not in complaint(model, {"lage": TABLE["x"], "lages": TABLE["x"]})
 
 
 @pytest.mark.parametrize("data", [TABLE, dict(TABLE)], ids=["a table", "a dictionary"])
