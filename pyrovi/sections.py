@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +110,9 @@ def verdict_of(fit: Fit, exact: ExactPosterior | None, checked: bool) -> Verdict
     if not (checked or exact is not None or fit.point_estimate):
         what = "it diverged" if fit.status is Status.diverged else "how far q is from the posterior was not measured"
         return {"why": f"Not checked: {what}. fit.check() measures it, and check=True puts its verdict on this page."}
-    found: Verdict | dict[str, str] = attempt(lambda: check(fit, exact, max_draws=None if checked else CHECK_DRAWS))
+    found: Verdict | dict[str, str] = attempt(
+        lambda: check(replace(fit), exact, max_draws=None if checked else CHECK_DRAWS)  # a copy: a page leaves its fit as it was
+    )
     return found
 
 

@@ -129,7 +129,6 @@ def _scores(
             "level": str(verdict.level) if isinstance(verdict, Verdict) else "not checked",
             "ELBO, nats": _estimate(elbo),
             "KL(q‖p), nats": _estimate(kl),
-            "log evidence, nats": _estimate(evidence.log_evidence if evidence is not None else None),
             "k-hat": khat or "–",
             "elpd, nats": f"{found.elpd:,.2f} ± {found.se:,.2f}" if found is not None else "–",
             "elpd − best": gap,

@@ -34,7 +34,7 @@ def report(fit, path, **options):
 
 
 def test_verdict_comes_first_with_its_evidence(tmp_path):
-    verdict = fitted().check(EXACT, max_draws=5_000)
+    verdict = replace(fitted()).check(EXACT, max_draws=5_000)
     page = report(replace(fitted(), verdict=verdict), tmp_path / "page.html")
     first, *evidence = verdict.text.splitlines()
     assert page.said.index(f"{verdict.level.capitalize()}: {first}") < page.said.index("was fitted with")
@@ -46,6 +46,7 @@ def test_fit_with_an_exact_posterior_gets_a_verdict_and_one_without_says_that_it
     assert "Not checked: how far q is from the posterior was not measured" in report(fitted(), tmp_path / "a.html").said
     assert "Right? Against the exact posterior" in report(fitted(), tmp_path / "b.html", exact=EXACT).said
     asked = report(fitted(), tmp_path / "c.html", check=True)
+    assert fitted().verdict is None  # a page leaves its fit as it was
     assert "Same answer again? 12 dispersed restarts" in asked.said
 
 
