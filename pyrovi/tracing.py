@@ -35,16 +35,39 @@ def run(program: Callable[..., Any], data: Mapping[str, Any], error: type[Pyrovi
     position = _Position()
     try:
         with position:
-            return poutine.trace(program).get_trace(**data)
+            trace = poutine.trace(program).get_trace(**data)
+        _check_tensors(trace)
+        return trace
     except PyroviError:
         raise
     except Exception as exception:
         what = "model" if error is ModelError else "guide"
         at = f" at or after site {position.site!r}" if position.site else ""
         raise error(
-            f"the {what} raised {type(exception).__name__}{at}: {first_line(exception)}{_of_index(exception, data)}"
+            f"the {what} raised {type(exception).__name__}{at}: {first_line(exception)}{_cure(exception, data)}"
             f" (data: {describe(data)})"
         ) from exception
+
+
+def _check_tensors(trace: Trace) -> None:
+    for name, node in trace.nodes.items():
+        if node["type"] != "sample" or not node["is_observed"] or node["infer"].get("_deterministic"):
+            continue
+        if isinstance(node["value"], (bool, int, float)):
+            raise DataError(
+                f"the observed value of site {name!r} is the number {node['value']!r}, which has no shape; give it as an array, "
+                f"np.array({node['value']!r}), or write obs=torch.tensor(…) in the model"
+            )
+
+
+def _cure(exception: Exception, data: Mapping[str, Any]) -> str:
+    """What to do about it, where that can be told."""
+    if "ImproperUniform does not support sampling" in str(exception):
+        return "; give the latent a proper prior, a wide Normal for instance: an improper one has no draws and no evidence"
+    empty = [name for name, value in data.items() if isinstance(value, torch.Tensor) and value.numel() == 0]
+    if empty and isinstance(exception, ZeroDivisionError):
+        return f"; the data {empty[0]!r} are empty: give at least one row"
+    return _of_index(exception, data)
 
 
 def _of_index(exception: Exception, data: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """A fit without settings: against posteriors known by mathematics or quadrature."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -321,3 +322,21 @@ def test_the_command_fits_a_file_without_settings_and_checks_it(tmp_path, monkey
     assert run.exit_code == 0, run.output
     assert "Level trust" in " ".join(run.output.split())
     assert CliRunner().invoke(app, ["check", "runs/own-model"]).exit_code in (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("prior", "y", "said"),
+    [
+        (dist.Normal(0.0, 1.0), 3.0, r"observed value of site 'y' is the number 3.0, .* give it as an array"),
+        (dist.ImproperUniform(dist.constraints.real, (), ()), np.array(3.0), "give the latent a proper prior"),
+        (dist.Normal(0.0, 1.0), np.array([]), "the data 'y' are empty: give at least one row"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said_with_its_cure(prior, y, said):
+    def model(y):
+        mu = pyro.sample("mu", prior)
+        with pyro.plate("row", len(y)) if np.ndim(y) else contextlib.nullcontext():
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    with pytest.raises(pyrovi.PyroviError, match=said):
+        pyrovi.fit(model, data={"y": y})
