@@ -310,6 +310,8 @@ def call(fit: Fit) -> str:
     for name, default in (_defaults() | _own(fit.recipe)).items():
         if name in settings and settings[name] != default and not (name == "guide_options" and not settings[name]):
             said[name] = _argument(name, settings[name])
+    if settings.get("engine") == "pyro" and method == "svi":
+        said["engine"] = repr("pyro")  # whose stream of random numbers is its own; the others agree
     if method == "deterministic":
         family = settings["guide_options"]["family"]
         said = {"method": repr(method), **{k: v for k, v in said.items() if k in ("steps", "seed", "dtype", "device")}}
