@@ -168,8 +168,8 @@ def test_a_fit_without_settings_is_right_and_vouched_for(page, name):
     assert row["vouched"], page.line(row)
 
 
-FLOOR = 28
-"""Of 35, right and vouched for. The goal is 95%, 34 of them; 30 to 32 are measured by seed (docs/posteriors.md)."""
+FLOOR = 31
+"""Of 35, right and vouched for. The goal is 95%, 34 of them; 34 are measured on seed 0 (docs/posteriors.md), 33 on seed 1."""
 
 
 @pytest.fixture(scope="session")
