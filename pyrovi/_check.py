@@ -65,7 +65,8 @@ def check(
     each has weights of its own. With an exact posterior q is held against that instead.
 
     A fit without settings that keeps draws in place of q was judged by them when it was made, and that verdict is returned; so is
-    the verdict kept with a fit that is loaded without its model.
+    the verdict kept with a fit that is loaded without its model. Any other fit keeps the verdict as `fit.verdict`, where `summary`,
+    `to_arviz`, `save` and `report` find it.
 
     Args:
         fit: The fit. It has to have its model, or a verdict.
@@ -100,22 +101,27 @@ def check(
     kept = fit.sample is not None or fit.problem is None
     if fit.verdict is not None and kept and exact is None and seed is None:
         return fit.verdict  # of the draws that the fit gives, which are not q's, or all that is known of it
+    verdict = judge(_evidence(fit, exact, max_draws, restarts, seed))
+    if fit.sample is None:  # a sample has its own; and what is measured of a fit changes none of its answers
+        object.__setattr__(fit, "verdict", verdict)
+    return verdict
+
+
+def _evidence(fit: Fit, exact: ExactPosterior | None, max_draws: int | None, restarts: int, seed: int | None) -> Evidence:
     name, richer = _names(fit)
     evidence = Evidence(guide=name, richer=richer, point=fit.point_estimate)
     with fit.loaded(1, seed) as problem:
         if evidence.point:
-            return judge(evidence if problem.structure.latent else replace(evidence, guide=None, richer=None))
+            return evidence if problem.structure.latent else replace(evidence, guide=None, richer=None)
         local = None if exact is not None else local_weights(problem, *_local_size(problem))
         if local is not None:
-            evidence = replace(
-                evidence, **_of_data(local, problem), **spread_of(problem, restarts, fit.seed if seed is None else seed)
-            )
+            evidence = replace(evidence, **_of_data(local), **spread_of(problem, restarts, fit.seed if seed is None else seed))
         else:
             evidence = _of_draws(evidence, fit, problem, exact, max_draws, restarts, fit.seed if seed is None else seed)
     if evidence.untested.startswith(UNRECORDED) and restarts and exact is None:
         evidence = replace(evidence, **refitted(fit, evidence, fit.seed if seed is None else seed))
     converged, convergence = _rest(fit, evidence)
-    return judge(replace(evidence, converged=converged, convergence=convergence))
+    return replace(evidence, converged=converged, convergence=convergence)
 
 
 def _names(fit: Fit) -> tuple[str, str | None]:
@@ -256,11 +262,10 @@ def _local_size(problem: Problem) -> tuple[int, int]:
     return draws, max(16, min(MOST_DATA, LOCAL_SCALARS // (draws * scalars)))
 
 
-def _of_data(local: Local, problem: Problem) -> dict[str, Any]:
+def _of_data(local: Local) -> dict[str, Any]:
     """What the weights of every datum say."""
     log_w, x = local.log_weights.cpu().numpy(), local.latents.cpu().numpy()
     draws, data = log_w.shape
-    size = max(p.size for p in problem.structure.plates.values())
     found = [weigh(log_w[:, i]) for i in range(data)]
     khat = np.array([w.khat for w in found])
     agreements = [against_weighted(local.labels, x[:, i], w.weights) for i, w in enumerate(found)]
@@ -272,8 +277,8 @@ def _of_data(local: Local, problem: Problem) -> dict[str, Any]:
 
     def total(values: Array, variances: Array) -> Estimate:
         """Of all the data, from those that were looked at."""
-        sampling = values.var(ddof=1) * data * (1 - data / size) if 1 < data < size else 0.0
-        return Estimate(float(values.mean() * size), float(math.sqrt(variances.sum() + sampling) * size / data))
+        sampling = values.var(ddof=1) * data * (1 - data / local.of) if 1 < data < local.of else 0.0
+        return Estimate(float(values.mean() * local.of), float(math.sqrt(variances.sum() + sampling) * local.of / data))
 
     return {
         "draws": draws,

@@ -213,8 +213,8 @@ def verdict(reached: Reached, moves: float, m: int, steps: int, fresh: NDArray[n
             f"{reached.elbo:,.2f}): use more particles, or a guide with fewer parameters."
         )
     return Status.converged, (
-        f"At the optimum: {figures}. That says nothing of how near q is to the posterior: compare it with an exact one or NUTS "
-        "where you can, and see linear_response() for sds that allow for correlations."
+        f"At the optimum: {figures}. That says nothing of how near q is to the posterior: fit.check() measures it. "
+        "linear_response() gives sds that allow for correlations."
     )
 
 

@@ -58,6 +58,8 @@ class Local(NamedTuple):
     """`(k, rows, scalars a datum)`, in float64."""
     labels: list[str]
     """Of these scalars, the datum left open."""
+    of: int
+    """How many data there are in all."""
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ def local_weights(problem: Problem, k: int, most: int) -> Local | None:
             x = values[name].reshape(k, *(weights.shape[1] if i == _axis(site, plate) else n for i, n in enumerate(site.shape)))
             parts.append(x.movedim(1 + _axis(site, plate), 1).reshape(k, weights.shape[1], -1))
         latents.append(torch.cat(parts, 2).double())
-    return Local(torch.cat(log_w, 1), torch.cat(latents, 1), labels)
+    return Local(torch.cat(log_w, 1), torch.cat(latents, 1), labels, size)
 
 
 def _axis(site: Site, plate: str) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pyrovi.result import Fit
 
-__all__ = ["dataset", "posterior_arrays", "summary", "to_arviz"]
+__all__ = ["dataset", "posterior_alone", "posterior_arrays", "summary", "to_arviz"]
 
 SUMMARY = ["mean", "sd", "5%", "95%", "mcse_mean"]
 
@@ -197,8 +197,11 @@ class _Axes:
             raise SettingsError(f"dims names {sorted(unused)[0]!r}, which is neither a site nor data of this fit")
 
 
-def summary(data: Any, *, point_estimate: bool = False, **options: Any) -> pd.DataFrame:
-    """`az.summary` of a container's posterior, with the columns that mean something for independent draws."""
+def summary(data: Any, *, point_estimate: bool = False, effective: float = math.inf, **options: Any) -> pd.DataFrame:
+    """`az.summary` of a container's posterior, with the columns that mean something for independent draws.
+
+    The draws may themselves be taken from so many `effective` ones, whose Monte Carlo error no number of them removes.
+    """
     if "posterior" not in _arviz.groups(data):  # no latents: ArviZ would take another group
         import pandas as pd
 
@@ -207,8 +210,18 @@ def summary(data: Any, *, point_estimate: bool = False, **options: Any) -> pd.Da
     if point_estimate:
         return table[["mean"]].rename(columns={"mean": "point estimate"})
     draws = _arviz.group(data, "posterior").sizes["draw"]
-    table["mcse_mean"] = table["sd"].astype(float) / math.sqrt(draws)
+    table["mcse_mean"] = table["sd"].astype(float) * math.sqrt(1 / draws + 1 / effective)
     return table
+
+
+def posterior_alone(fit: Fit, draws: int, *, seed: int | None = None) -> Any:
+    """The container's posterior group and no other, for which the model need not be scored."""
+    with fit.loaded(draws, seed) as problem:
+        sites = problem.structure.sites
+    values, axes = fit.posterior(draws, seed=seed), _Axes({}, {})
+    arrays = {name: value.cpu().numpy()[None] for name, value in values.items()}
+    named = {name: axes.of(sites[name]) for name in values}
+    return _arviz.container({"posterior": dataset(arrays, named, {})} if arrays else {}, {})
 
 
 def _prior(problem: Problem, draws: int) -> tuple[Tensors, Tensors]:

@@ -344,7 +344,7 @@ class Fit:
         )
 
     def summary(self, draws: int | None = None, *, seed: int | None = None, **options: Any) -> pd.DataFrame:
-        """`az.summary` of the posterior: mean, sd and interval, and the Monte Carlo error of the mean.
+        """`az.summary` of the posterior: mean, sd and interval, and the Monte Carlo error of the mean, that of weights included.
 
         R-hat and ESS are left out: those of independent draws say nothing of how good the approximation is. A `verdict` that the
         fit has is in the table's `attrs`.
@@ -354,9 +354,14 @@ class Fit:
             seed: The fit's own seed when None.
             options: For `az.summary`, as in `var_names` or `round_to`.
         """
-        from pyrovi.export import summary
+        from pyrovi.export import posterior_alone, summary
 
-        table = summary(self.to_arviz(draws, seed=seed), point_estimate=self.point_estimate, **options)
+        if self.problem is None:
+            data = self.to_arviz()
+        else:
+            data = posterior_alone(self, self._affordable(1_000) if draws is None else draws, seed=seed)
+        effective = self.sample.effective if self.sample is not None else math.inf
+        table = summary(data, point_estimate=self.point_estimate, effective=effective, **options)
         if self.verdict is not None:
             table.attrs["verdict"] = self.verdict.to_dict()
         return table

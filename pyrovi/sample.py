@@ -31,6 +31,11 @@ class Sample:
     def __len__(self) -> int:
         return len(next(iter(self.latents.values())))
 
+    @property
+    def effective(self) -> float:
+        """How many independent draws these are worth."""
+        return len(self) if self.weights is None else float(1 / np.square(self.weights).sum())
+
     def take(self, n: int, seed: int) -> Tensors:
         """`n` draws that need no weights: each comes as often as its weight says, several times where n asks for it."""
         rng = np.random.default_rng(seed)

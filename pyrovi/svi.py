@@ -221,7 +221,7 @@ def _advice(status: Status, judged: Plateau, steps: int, done: int, found: str) 
         early = f"after {done:,} of {steps:,} steps" if done < steps else f"within its {steps:,} steps"
         return (
             f"The ELBO stopped rising {early}: {found or judged}. That says nothing of how near q is to the "
-            "posterior: compare it with an exact one or NUTS where you can."
+            "posterior: fit.check() measures it."
         )
     if not math.isfinite(judged.se):
         return f"{done:,} steps are too few to tell whether the ELBO still rises; {2 * MIN_WINDOW} are the least."

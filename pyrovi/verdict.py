@@ -208,7 +208,7 @@ def judge(evidence: Evidence) -> Verdict:
     if level is Level.reweight and e.data is not None:
         lines.append("Next: fit.estimate_bound(), which weights every datum's draws; draws themselves want a richer guide.")
     elif level is Level.reweight and e.kept:
-        lines.append("Next: nothing; fit.posterior() gives these draws, and so does all that is made from it.")
+        lines.append("Next: nothing. The weights are in fit.posterior() already, and in all that is made from it.")
     elif level is Level.reweight:
         lines.append("Next: fit.importance_resample(), whose draws are the weighted ones.")
     elif level in (Level.enrich, Level.sample):
@@ -235,7 +235,9 @@ def _level(e: Evidence) -> tuple[Level, list[str]]:
     if missed or not usable:
         return climb, [*([] if usable else [_unusable(e)]), *missed]
     if doubts and e.kept:
-        return Level.reweight, ["q's draws, weighted, stand for the posterior; q alone does not"]
+        return Level.reweight, [
+            "use fit.posterior(), whose draws are weighted to stand for the posterior; the guide's own distribution q does not"
+        ]
     if doubts:
         return Level.reweight, doubts
     return Level.trust, ["q is right as it is, as far as was tested"]
@@ -260,22 +262,16 @@ def _doubts(e: Evidence) -> list[str]:
     if e.converged is not True:
         doubts.append("convergence was not tested" if e.converged is None else "the optimisation has not come to rest")
     against = "the exact posterior" if e.exact else "its own weighted draws"
-    for what, error, worst, tolerance, unit in (
-        ("mean", e.mean_error, e.mean_worst, MEAN_TOLERANCE, " sd"),
-        ("sd", e.sd_error, e.sd_worst, SD_TOLERANCE, ""),
-        ("quantile", e.quantile_error, e.quantile_worst, 0.0, " sd"),
+    for what, error, worst, tolerance in (
+        ("mean", e.mean_error, e.mean_worst, MEAN_TOLERANCE),
+        ("sd", e.sd_error, e.sd_worst, SD_TOLERANCE),
+        ("quantile", e.quantile_error, e.quantile_worst, 0.0),
     ):
         if error is None:
             if what != "quantile" or not e.exact:
                 doubts.append(f"{what}s were not compared")
         elif not error.value + 2 * error.se <= tolerance:
-            off = f"{error.value:.2f}{unit}" if unit else f"{error.value:.0%}"
-            certain = error.value - 2 * error.se > tolerance
-            doubts.append(
-                f"q and {against} differ: {what} of {worst} by {off}"
-                if certain
-                else f"whether the {what} of {worst} is off is not known ({off}, give or take {2 * error.se:.2g})"
-            )
+            doubts.append(_differ(what, worst, error, tolerance, against))
     if e.finite < 1:
         doubts.append(f"{_share(1 - e.finite)} of q's draws have no finite density under the model")
     if not e.exact:
@@ -284,6 +280,16 @@ def _doubts(e: Evidence) -> list[str]:
         elif not e.restarts:
             doubts.append(f"other modes were not looked for ({e.untested or 'no restarts were made'})")
     return doubts
+
+
+def _differ(what: str, worst: str, error: Estimate, tolerance: float, against: str) -> str:
+    """That a moment or quantile is off by more than it may be, or that this is not known."""
+    off, se, most = (f"{x:.0%}" if what == "sd" else f"{x:.2f} sd" for x in (error.value, 2 * error.se, tolerance))
+    if error.value - 2 * error.se > tolerance:
+        return f"q and {against} differ: {what} of {worst} by {off}"
+    if what == "quantile":  # its error is what goes beyond the room that the tolerances of mean and sd leave it
+        return f"whether a quantile of {worst} is off is not known ({off} beyond its tolerance, give or take {se})"
+    return f"whether the {what} of {worst} is off by more than {most} is not known ({off}, give or take {se})"
 
 
 def _few(e: Evidence) -> bool:

@@ -277,6 +277,15 @@ def test_agreement_with_an_exact_posterior():
     assert found.sd_error.value < 0.02
 
 
+def test_sums_over_the_data_are_of_the_plate_that_the_latents_belong_to():
+    """Of 64 pixels, that is, not of the 178 images that each of them is seen in."""
+    fit = pyrovi.recipe("gamma_poisson").fit(steps=200)
+    found = fit.check(restarts=0, max_draws=2_000).evidence
+    elbo = fit.estimate_elbo(2_000)
+    assert found.data == 64
+    assert abs(found.elbo.value - elbo.value) < 4 * math.hypot(found.elbo.se, elbo.se)
+
+
 # Levels by evidence
 
 FINE = Evidence(
