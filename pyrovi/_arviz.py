@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ARVIZ_1", "arviz", "container", "groups", "group", "psis", "read", "summary", "write"]
+__all__ = ["ARVIZ_1", "arviz", "container", "elpd_data", "groups", "group", "psis", "read", "summary", "write"]
 
 ARVIZ_1 = int(importlib.metadata.version("arviz").split(".")[0]) >= 1
 
@@ -87,3 +87,22 @@ def psis(log_ratio: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
             log_weights, k = arviz().psislw(ratio)
     log_weights = np.asarray(log_weights)
     return log_weights - np.logaddexp.reduce(log_weights), float(k)
+
+
+def elpd_data(figures: Mapping[str, Any], pointwise: NDArray[np.float64], pareto_k: NDArray[np.float64]) -> Any:
+    """What `az.loo` returns, as `az.compare` takes it; `figures` are its scalars by the names of 1.x, in nats."""
+    import xarray as xr
+
+    dims = [f"datum_dim_{i}" for i in range(pointwise.ndim)]
+    arrays = {"elpd_i": xr.DataArray(pointwise, dims=dims), "pareto_k": xr.DataArray(pareto_k, dims=dims)}
+    if ARVIZ_1:
+        import arviz_stats
+
+        # The class of leave-one-out's own came after 1.0, where the kind is an argument.
+        made = getattr(arviz_stats, "ELPDDataLOO", None)
+        return made(**figures, **arrays, scale="log") if made else arviz_stats.ELPDData("loo", **figures, **arrays, scale="log")
+    names = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
+    values = {names.get(key, key): value for key, value in {**figures, **arrays, "scale": "log"}.items()}
+    from arviz.stats.stats_utils import ELPDData
+
+    return ELPDData(data=list(values.values()), index=list(values))

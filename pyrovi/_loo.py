@@ -62,10 +62,20 @@ class Loo:
         """Whether some datum's k-hat is above the threshold."""
         return bool((self.pareto_k > self.good_k).any())
 
+    def to_arviz(self) -> Any:
+        """The same as ArviZ's `ELPDData`, which `az.compare({"poisson": pyrovi.loo(a).to_arviz(), …})` takes."""
+        figures = {"elpd": self.elpd, "se": self.se, "p": self.p_loo, "n_samples": self.draws}
+        figures |= {"n_data_points": self.pointwise.size, "warning": self.warning, "good_k": self.good_k}
+        return _arviz.elpd_data(figures, self.pointwise, self.pareto_k)
+
     def __repr__(self) -> str:
         bad = int((self.pareto_k > self.good_k).sum())
         share = f"{bad:,} of {self.pareto_k.size:,} data have a k-hat above {self.good_k:.2f}"
-        advice = ": their share of the elpd is not to be relied on" if bad else ""
+        advice = (
+            ": their share of the elpd is not to be relied on, and a fit without each of them would tell (pareto_k has which)"
+            if bad
+            else ""
+        )
         return f"elpd_loo {self.elpd:,.2f} (se {self.se:,.2f}), p_loo {self.p_loo:.2f}, {self.draws:,} draws; {share}{advice}"
 
 

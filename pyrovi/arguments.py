@@ -63,13 +63,14 @@ def columns_taken(model: Model, data: Data | None, given: Collection[str] = ()) 
     return {name: data[column] for name, column in columns.items() if name not in left}, left
 
 
-def check_arguments(model: Model, data: Mapping[str, Any]) -> None:
-    """Raise where the data's names are not those that the model takes."""
+def check_arguments(model: Model, data: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> None:
+    """Raise where the data's names are not those that the model takes; `over` has older data that those replace by name."""
+    given, data = data, {**(over or {}), **data}
     takes, anything = _takes(model)
     unknown = [] if anything else [name for name in data if name not in takes]
     missing = [name for name, p in takes.items() if p.default is p.empty and name not in data]
     if unknown or missing:
-        raise DataError(_mismatch(unknown, missing, takes, data))
+        raise DataError(_mismatch(unknown, missing, takes, given))
 
 
 def _takes(model: Model) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -407,7 +407,7 @@ def _cat(parts: Iterator[Tensors]) -> Tensors:
 def _new_data(problem: Problem, data: Data) -> dict[str, Any]:
     """Arguments for a prediction: new ones over the old. Old outcomes are None, unless the model has to have them."""
     new = to_tensors(columns_taken(problem.model, data, problem.data)[0], problem.dtype, problem.device)
-    check_arguments(problem.model, {**problem.data, **new})
+    check_arguments(problem.model, new, problem.data)
     return {**{n: None if _is_outcome(problem, v) else v for n, v in problem.data.items()}, **new}
 
 

@@ -204,7 +204,7 @@ def on(problem: Problem, data: Data) -> Problem:
         )
     new = to_tensors(columns_taken(problem.model, data, problem.data)[0], problem.dtype, problem.device)
     merged = {**{name: value for name, value in problem.data.items() if name not in new}, **new}
-    check_arguments(problem.model, merged)
+    check_arguments(problem.model, new, problem.data)
     moved = replace(problem, data=merged, transform=None, batches=None)
     seen = transformed(problem.transform, merged)
     with pyro.validation_enabled(True):

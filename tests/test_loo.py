@@ -135,3 +135,11 @@ def test_a_q_that_is_far_off_is_told_by_its_k_hats():
     found = pyrovi.loo(at(mean + 3 * sd, 0.4 * sd))
     assert found.warning
     assert "have a k-hat above 0.70: their share of the elpd is not to be relied on" in repr(found)
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword")  # ArviZ 0.23 with pandas 3
+def test_models_are_compared_by_arviz(off):
+    other = replace(pyrovi.loo(off), elpd=pyrovi.loo(off).elpd - 25, pointwise=pyrovi.loo(off).pointwise - 1)
+    table = _arviz.arviz().compare({"better": pyrovi.loo(off).to_arviz(), "worse": other.to_arviz()})
+    assert list(table.index) == ["better", "worse"]
+    assert table["elpd_diff"].abs().iloc[1] == pytest.approx(25, abs=0.1)
