@@ -66,7 +66,7 @@ def check(
 
     A fit without settings that keeps draws in place of q was judged by them when it was made, and that verdict is returned; so is
     the verdict kept with a fit that is loaded without its model. Any other fit keeps the verdict as `fit.verdict`, where `summary`,
-    `to_arviz`, `save` and `report` find it.
+    `to_arviz`, `save` and `report` find it, unless it has one that tested more.
 
     Args:
         fit: The fit. It has to have its model, or a verdict.
@@ -102,8 +102,9 @@ def check(
     if fit.verdict is not None and kept and exact is None and seed is None:
         return fit.verdict  # of the draws that the fit gives, which are not q's, or all that is known of it
     verdict = judge(_evidence(fit, exact, max_draws, restarts, seed))
-    if fit.sample is None:  # a sample has its own; and what is measured of a fit changes none of its answers
-        object.__setattr__(fit, "verdict", verdict)
+    held, e = fit.verdict, verdict.evidence
+    if fit.sample is None and (held is None or (e.exact, e.restarts) >= (held.evidence.exact, held.evidence.restarts)):
+        object.__setattr__(fit, "verdict", verdict)  # what is measured of a fit changes none of its answers
     return verdict
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,8 @@ def report(
     target = FilePath(path)
     if not overwrite and target.exists():
         raise RunFolderError(f"report {target} exists already; name another, or pass overwrite=True")
+    if len(fits) > 1 and (calibration is not None or loo is not None):
+        raise SettingsError("calibration and loo belong to one fit; a page of several takes neither")
     with np.errstate(all="ignore"):  # a diverged fit overflows; its page shows inf and nan as they are
         if len(fits) > 1:
             from pyrovi.side_by_side import side_by_side
@@ -95,7 +98,7 @@ def report(
                 checked=check,
                 draws=draws,
             )
-            folder = str(target.parent) if (target.parent / "fit.json").is_file() else None
+            folder = _run_of(next(iter(fits.values())), target.parent)
             page = render("report.html", **content, folder=folder)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,3 +134,13 @@ def _name(fit: Fit) -> str:
     if fit.settings.get("method") == "deterministic":
         return f"{fit.settings['guide_options']['family']}, deterministic"
     return str(fit.settings["guide"])
+
+
+def _run_of(fit: Fit, folder: FilePath) -> str | None:
+    """The name of the page's folder where that is the fit's run: a page is read on other machines, and beside other runs."""
+    try:
+        kept = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    same = (kept.get("seed"), kept.get("seconds")) == (fit.seed, fit.seconds)
+    return folder.resolve().name if same else None

@@ -357,7 +357,9 @@ def report_run(
     """Write one self-contained HTML page about a run, or about several side by side."""
     fits = {str(run): pyrovi.load(run) for run in runs}
     own = runs[0] / REPORT if len(fits) == 1 else Path("comparison.html")
-    page = pyrovi.report(fits, out or own, exact=_exact(fits[str(runs[0])]), check=check)
+    first = fits[str(runs[0])]
+    exact = _exact(first) if len(fits) == 1 else None  # of several, each may have data of its own
+    page = pyrovi.report(fits, out or own, exact=exact, check=check)
     if not quiet:
         typer.echo(page)
 

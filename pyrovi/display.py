@@ -47,11 +47,9 @@ def of_fit(fit: Fit) -> str:
         if steps:
             rows["ELBO"] = f"{fit.best_elbo[-100:].mean():,.2f} nats over the last {min(steps, 100)}"
     rows["time"] = f"{fit.seconds:,.1f} s, seed {fit.seed}"
-    said = (
-        of_verdict(fit.verdict, first_only=True)
-        if fit.verdict is not None
-        else f"<p style='max-width:60em'>{escape(fit.advice)}</p>"
-    )
+    said = of_verdict(fit.verdict, first_only=True) if fit.verdict is not None else ""
+    if fit.verdict is None or str(fit.status) != "converged":
+        said += f"<p style='max-width:60em'>{escape(fit.advice)}</p>"
     title = escape(f"Fit of {fit.recipe}" if fit.recipe else "Fit")
     return f"<div><strong>{title}</strong>{said}{_pairs(rows)}</div>"
 

@@ -166,7 +166,9 @@ def _summary(fit: Fit, values: Mapping[str, NDArray[np.float64]]) -> dict[str, A
     if fit.problem is None:
         return table(export.summary(fit.stored, point_estimate=fit.point_estimate, var_names=list(values)), {})
     posterior = export.dataset({name: value[None] for name, value in values.items()}, {}, {})
-    return table(export.summary(_arviz.container({"posterior": posterior}, {}), point_estimate=fit.point_estimate), {})
+    effective = fit.sample.effective if fit.sample is not None else math.inf
+    held = _arviz.container({"posterior": posterior}, {})
+    return table(export.summary(held, point_estimate=fit.point_estimate, effective=effective), {})
 
 
 def _comparison(fit: Fit, other: Any, values: Mapping[str, NDArray[np.float64]]) -> dict[str, Any]:

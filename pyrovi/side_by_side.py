@@ -18,7 +18,7 @@ from pyrovi.plots.diagnostics import draws_of
 from pyrovi.result import Fit
 from pyrovi.sections import MEANING, affordable, call, draws_at_most, leave_one_out, verdict_of
 from pyrovi.svg import drawing
-from pyrovi.verdict import Verdict
+from pyrovi.verdict import Evidence, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,7 @@ def _scores(
             khat = f"{evidence.khat:.2f} ± {evidence.khat_se:.2f}"
         elif evidence is not None and evidence.khat_worst is not None:
             khat = f"{evidence.khat_worst:.2f} (worst datum)"
-        kl = evidence.kl if evidence is not None and fit.sample is None else None
+        kl = evidence.kl if evidence is not None and fit.sample is None and _estimable(evidence) else None
         if exact is not None and elbo is not None:
             kl = Estimate(float(exact.log_evidence) - elbo.value, elbo.se)
         found = scored.get(name)
@@ -135,6 +135,11 @@ def _scores(
             "seconds": f"{fit.seconds:,.1f}",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _estimable(evidence: Evidence) -> bool:
+    """Whether the verdict says that KL can be: with weights whose k-hat is too high it cannot."""
+    return evidence.exact or evidence.data is not None or evidence.weights_good is not False
 
 
 def _estimate(value: Estimate | None) -> str:

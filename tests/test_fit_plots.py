@@ -157,3 +157,19 @@ def test_draws_at_hand_will_do_in_place_of_a_fit():
     axes = plots.forest({"mine": draws, "q": fitted()}, var_names=["w"]).axes[0]
     assert axes.lines[0].get_xdata()[0] == 0.5
     assert plots.posterior(draws).axes[0].patches[0].get_label() == "draws"
+
+
+def test_one_name_will_do_and_other_arguments_have_names():
+    fit = pyrovi.recipe("normal_mean").fit(steps=200, progress=False)
+    assert fit.plot.posterior("w").axes
+    assert fit.plot.forest("w").axes
+    with pytest.raises(TypeError):
+        fit.plot.posterior(None, pyrovi.recipe("normal_mean").exact(**pyrovi.recipe("normal_mean").load()))
+
+
+def test_a_verdict_that_tested_less_does_not_replace_one_that_tested_more():
+    fit = pyrovi.recipe("normal_mean").fit(steps=500, progress=False)
+    whole = fit.check()
+    assert fit.verdict is whole
+    fit.check(restarts=0, max_draws=2_000)
+    assert fit.verdict is whole

@@ -50,17 +50,17 @@ class FitPlots:
         """The ELBO by step, with the phases of `stop="auto"`; of a fit without settings by rung: `pyrovi.plots.elbo`."""
         return elbo(self.fit, exact)
 
-    def posterior(self, var_names: Sequence[str] | None = None, exact: Any | None = None, **options: Any) -> Figure:
+    def posterior(self, var_names: Sequence[str] | str | None = None, *, exact: Any | None = None, **options: Any) -> Figure:
         """Histograms of the posterior, and the exact densities over them: `pyrovi.plots.posterior`."""
-        return posterior(self.fit, exact, var_names, **options)
+        return posterior(self.fit, exact, _listed(var_names), **options)
 
-    def forest(self, var_names: Sequence[str] | None = None, exact: Any | None = None, **options: Any) -> Figure:
+    def forest(self, var_names: Sequence[str] | str | None = None, *, exact: Any | None = None, **options: Any) -> Figure:
         """Intervals of the posterior, a row a scalar: `pyrovi.plots.forest`."""
-        return forest(self.fit, exact, var_names, **options)
+        return forest(self.fit, exact, _listed(var_names), **options)
 
-    def pair(self, var_names: Sequence[str] | None = None, **options: Any) -> Figure:
+    def pair(self, var_names: Sequence[str] | str | None = None, **options: Any) -> Figure:
         """Draws of every pair of scalars: `pyrovi.plots.pair`."""
-        return pair(self.fit, var_names, **options)
+        return pair(self.fit, _listed(var_names), **options)
 
     def khat(self, **options: Any) -> Figure:
         """Importance weights and their tail, or k-hat by datum: `pyrovi.plots.khat`."""
@@ -79,3 +79,8 @@ class FitPlots:
     def density(self, log_density: Target, **options: Any) -> Figure:
         """Draws against the density that they are to look like, in one dimension or two: `pyrovi.plots.density`."""
         return density(self.fit, log_density, **options)
+
+
+def _listed(names: Sequence[str] | str | None) -> Sequence[str] | None:
+    """One name as a list of it."""
+    return [names] if isinstance(names, str) else names

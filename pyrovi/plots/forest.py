@@ -112,7 +112,9 @@ def _quantiles(sample: Mapping[str, Array], name: str, shape: tuple[int, ...], f
     if name not in sample or sample[name].shape[1:] != shape:
         return None
     kept = sample[name].reshape(len(sample[name]), -1)[:, flat]
-    return np.asarray(np.quantile(np.where(np.isfinite(kept), kept, 0.0), PROBABILITIES, axis=0))  # a diverged q may overflow
+    finite = np.where(np.isfinite(kept), kept, np.nan)  # a diverged q may overflow
+    finite[:, np.isnan(finite).all(0)] = 0.0
+    return np.asarray(np.nanquantile(finite, PROBABILITIES, axis=0))
 
 
 def _alike(quantiles: Mapping[str, Array]) -> list[list[str]]:

@@ -70,6 +70,10 @@ def predictive(fit: Fit, site: str | None = None, *, draws: int | None = None, s
     if each:
         _each(panels[1], y, replicated)
     figure.legend(*legend(panels), loc="outside upper left", ncols=5, frameon=False)
+    if not kept.all():
+        figure.supxlabel(
+            f"left out: {np.size(kept) - int(kept.sum()):,} of {np.size(kept):,} data, missing or simulated as infinite"
+        )
     return figure
 
 
