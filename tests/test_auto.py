@@ -114,7 +114,7 @@ def is_right(fit):
 
 
 def test_a_banana_without_a_form_to_read_is_weighted():
-    """Two seeds of three: with torch 2.15's numbers the first ends at tempered draws whose sd is 25% small, which docs/auto.md owns."""
+    """Two seeds of three: with torch 2.15 the first ends at tempered draws whose sd is 25% small, which docs/auto.md owns."""
     fits = [pyrovi.fit(banana, seed=seed) for seed in range(3)]
     assert all(fit.verdict.level in ("trust", "reweight") for fit in fits)
     assert sum(map(is_right, fits)) >= 2
