@@ -26,6 +26,9 @@ LEAST_MOVED, MOST_MOVED, MOVED_NUMBERS = 256, 2_048, 3e9
 SLACK = 0.2
 """Nats by which with many latents the two may be apart: their errors are themselves read off a few groups and weights."""
 
+LEAST_EFFECTIVE, CONTRADICTS = 50, 2.5
+"""Effective draws with which weights are a witness, and standard errors that their evidence is above the moved draws' by."""
+
 MOST_NUMBERS = 2e10
 """Numbers that draws are moved on for, in all."""
 
@@ -95,14 +98,15 @@ def _moved_on(
 
 def _contradicted(p: Proposal, others: list[Proposal]) -> bool:
     """Whether weights have found more mass than tempering: of an estimate that is seldom too large, a sign that it lost some."""
-    assert p.moved is not None
+    own = p.moved
+    assert own is not None
 
-    def least(other: Proposal) -> float:
-        w = other.weights
-        return w.log_mean - 3 * math.sqrt(1 / w.ess) if w.ess >= 50 else -math.inf
+    def above(other: Proposal) -> float:
+        w, slack = other.weights, 0.0 if p.z.shape[1] <= FEW_LATENTS else SLACK
+        apart = w.log_mean - own.log_evidence - slack
+        return apart / math.hypot(own.log_evidence_se, 1 / math.sqrt(w.ess)) if w.ess >= LEAST_EFFECTIVE else -math.inf
 
-    slack = 0.0 if p.z.shape[1] <= FEW_LATENTS else SLACK
-    return max(map(least, others)) > p.moved.log_evidence + 2 * p.moved.log_evidence_se + slack
+    return max(map(above, others)) > CONTRADICTS
 
 
 def _heavy(others: list[Proposal], dimension: int) -> bool:

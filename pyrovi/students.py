@@ -28,6 +28,10 @@ WIDENINGS, COMPARED_STREAM, COMPARED_NUMBERS = 5, 9, 1e8
 """Of q's, and the numbers computed for the draws by which two are compared: 5,000 of a bent posterior know an sd to 5% only."""
 
 
+LEAST_SHARE = 0.2
+"""Of effective draws, with which a wider q whose weights have too heavy a tail says where that tail is."""
+
+
 def students(density: Density, p: Proposal, missed: Restarts, seed: list[int]) -> list[Proposal]:
     """Rounds of matching Student-t's to the weighted draws, as long as more of them become effective."""
     d = density.dimension
@@ -96,7 +100,7 @@ def widened(density: Density, p: Proposal, seed: int) -> Proposal:
     for round_ in range(WIDENINGS):
         wide = student(density, q._replace(scales=1.5 * q.scales, df=torch.full_like(q.df, 4.0)), [seed, 36, round_])
         wide = drawn(density, wide, draws, COMPARED_STREAM)
-        if wide.weights.good is False:
+        if wide.weights.good is False and wide.weights.ess < LEAST_SHARE * wide.weights.draws:
             return p
         mine, theirs = (Moments.weighted(values(density, x.z), aligned(x.weights.weights)) for x in (p, wide))
         shift, _ = theirs.shift(mine, CHANCE)

@@ -100,24 +100,16 @@ def test_what_a_gaussian_in_the_right_coordinates_fits_exactly_is_trusted(model,
 
 
 def banana_is_right(fit):
-    assert is_right(fit)
-
-
-def is_right(fit):
-    """The second mean is 0.03 (sd² − 100) of the first, so an sd that is 10% off moves it by 0.03 (11² − 10²)."""
     x = fit.posterior(4_000)["x"]
-    return (
-        x[:, 0].std().item() == pytest.approx(10.0, rel=0.1)
-        and x[:, 1].mean().item() == pytest.approx(0.0, abs=0.03 * (11**2 - 10**2))
-        and x[:, 1].std().item() == pytest.approx(math.sqrt(1 + 2 * 3**2), rel=0.12)
-    )
+    assert x[:, 0].std().item() == pytest.approx(10.0, rel=0.1)
+    assert x[:, 1].mean().item() == pytest.approx(0.0, abs=0.1 * math.sqrt(1 + 2 * 3**2))
+    assert x[:, 1].std().item() == pytest.approx(math.sqrt(1 + 2 * 3**2), rel=0.12)
 
 
 def test_a_banana_without_a_form_to_read_is_weighted():
-    """Two seeds of three: with torch 2.15 the first ends at tempered draws whose sd is 25% small, which docs/auto.md owns."""
-    fits = [pyrovi.fit(banana, seed=seed) for seed in range(3)]
-    assert all(fit.verdict.level in ("trust", "reweight") for fit in fits)
-    assert sum(map(is_right, fits)) >= 2
+    fit = pyrovi.fit(banana)
+    assert fit.verdict.level in ("trust", "reweight")
+    banana_is_right(fit)
 
 
 @pytest.mark.slow
